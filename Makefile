@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart test lint format clean
+.PHONY: venv quickstart test lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -27,6 +27,13 @@ lint: venv
 format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Half an hour on two cores with nothing else running; writes the tables that docs/results/README.md explains.
+BENCHMARKS ?= train_step latency loss_memory engine_overhead loader prepare
+benchmarks: SHELL := bash
+benchmarks: .SHELLFLAGS := -o pipefail -c
+benchmarks: venv
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) | tee docs/results/$$name.txt || exit 1; done
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

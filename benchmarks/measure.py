@@ -5,10 +5,14 @@ contender alike leaves the ratio alone.
 """
 
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 
 def take_turns(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -54,9 +58,23 @@ def table(title: str, unit: str, figures: Mapping[str, Sequence[float]], ours: s
 
 
 def finish(benchmark: str, tables: Mapping[str, Any], **setting: Any) -> None:
-    """Print everything as one JSON line, with the machine it ran on."""
-    machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
+    """Print everything as one JSON line, with the machine and the packages it ran on."""
+    machine = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     print("\n" + json.dumps({"benchmark": benchmark, **setting, "machine": machine, "tables": tables}))
+
+
+def _processor() -> str:
+    """The processor's own name where Linux tells it, or else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _figure(value: float) -> str:

@@ -178,7 +178,7 @@ def main() -> None:
         torch.compiler.reset()
         shape = load_model_config(SMALL if name == "small" else MODELS / f"{name}.yaml")
         tables[name] = measure(name, shape, arguments)
-    finish("train_step", tables, threads=torch.get_num_threads(), torch=torch.__version__)
+    finish("train_step", tables, threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -157,6 +157,12 @@ def suggestions(record: RunRecord) -> list[Suggestion]:
             tokenizer = f"--tokenizer {checkpoint}/tokenizer"
             command = f"python -m data_pipeline prepare --input MORE.jsonl {tokenizer} --output MORE"
             found.append(Suggestion(reason, command))
+    mfu = finite(record.series("train", "mfu")[1])
+    if mfu and median(mfu) > 1:
+        reason = (
+            f"MFU {median(mfu):.0%}: the machine was busy while its peak was measured. Run it alone for a true MFU."
+        )
+        found.append(Suggestion(reason, f"{train} --output {run}-alone"))
     if not record.evaluations:
         found.append(
             Suggestion("No benchmark has been run.", f"python -m eval lm --model {run} --tasks piqa,arc_easy,blimp")

@@ -160,6 +160,14 @@ def test_suggestions_follow_from_the_run(tmp_path):
     assert not any("still falling" in s.reason for s in rising)
 
 
+def test_an_impossible_mfu_is_explained(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert not any("MFU" in s.reason for s in suggestions(read_run(run)))
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"mfu": 0.412', '"mfu": 1.236'))
+    assert any(s.reason.startswith("MFU 124%: the machine was busy") for s in suggestions(read_run(run)))
+
+
 def test_command(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     assert main(["report", "--run", str(run), "--output", str(tmp_path / "sub" / "page.html")]) == 0
