@@ -54,18 +54,20 @@ def export_model(
         tokenizer: what to put beside the weights: a tokenizer, whose special tokens generation then knows, or the
             directory of one, which is copied as it is.
         tolerance: the largest difference of a logit, relative to the largest logit (or to 1).
-        overwrite: replace `directory` if it exists.
+        overwrite: replace `directory` if it exists and holds a model (or nothing).
 
     Returns:
         `directory`.
 
     Raises:
-        FileExistsError: `directory` exists and `overwrite` is off.
+        FileExistsError: `directory` exists and `overwrite` is off, or it holds something other than a model.
         ExportError: the reloaded logits differ, or it does not reload; nothing is left behind.
     """
     directory = Path(directory)
     if directory.exists() and not overwrite:
         raise FileExistsError(f"{directory}: exists already; choose another directory or overwrite it")
+    if not _replaceable(directory):
+        raise FileExistsError(f"{directory}: holds something other than an exported model, and is not replaced")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
         written = Path(scratch) / "model"
@@ -80,6 +82,15 @@ def export_model(
             directory.replace(Path(scratch) / "replaced")
         written.replace(directory)
     return directory
+
+
+def _replaceable(directory: Path) -> bool:
+    """Whether nothing but a model's own files would be lost."""
+    if not directory.exists():
+        return True
+    files = list(directory.iterdir()) if directory.is_dir() else [directory]
+    known = {".json", ".safetensors", ".py", ".model", ".jinja"}
+    return not files or ((directory / "config.json").is_file() and all(path.suffix in known for path in files))
 
 
 def llama_config(config: PanguPiConfig) -> LlamaConfig:

@@ -109,6 +109,9 @@ def sample(config: SampleConfig) -> SampleReport:
     dropped: Counter[str] = Counter()
     documents = _source_documents(config, rejected, dropped) if config.source else builtin_documents(dropped)
     output = Path(config.output)
+    for entry in config.source:
+        if Path(entry).is_dir() and output.resolve().is_relative_to(Path(entry).resolve()):
+            raise ValueError(f"output {output} lies in the source {entry}, which would read it the next time; move it")
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output, prefix=".sample-") as folder:
         counts = _write_documents(documents, config, Path(folder))

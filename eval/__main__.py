@@ -6,12 +6,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 
-from docstring_parser import parse_from_object
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser
 
 from eval import commands
+from tokenizer.command_line import add_config_arguments
 
 # command -> (its options, the module whose `run(options)` does it); modules are imported only when needed.
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -27,36 +26,24 @@ COMMANDS: dict[str, tuple[type, str]] = {
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="python -m eval", description="Measures models: benchmarks, collapse, reports, ablations."
     )
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, (options, _) in COMMANDS.items():
         subparser = ArgumentParser(description=options.__doc__)
-        _add_options(subparser, options)
+        add_config_arguments(subparser, options, config_file=False)
         subcommands.add_subcommand(name, subparser, help=options.__doc__)
     return parser
-
-
-def _add_options(parser: ArgumentParser, options: type) -> None:
-    """One argument per field; list fields take several values after one name (``--text a.jsonl b.jsonl``)."""
-    lists = {field.name: field for field in fields(options) if str(field.type).startswith("list[")}
-    parser.add_class_arguments(options, skip=set(lists))
-    documentation = {entry.arg_name: entry.description for entry in parse_from_object(options).params}
-    for name, field in lists.items():
-        item = int if "int" in str(field.type) else str
-        required = field.default is MISSING
-        parser.add_argument(f"--{name}", nargs="+", type=item, required=required, help=documentation[name])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, or 1 with one line on stderr for input that cannot be used (2 comes from the parser)."""
     parsed = build_parser().parse_args(arguments)
     options_class, module = COMMANDS[parsed.command]
-    options = options_class(**parsed[parsed.command].as_dict())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        options = options_class(**parsed[parsed.command].as_dict())
         importlib.import_module(module).run(options)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"eval {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)

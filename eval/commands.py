@@ -94,6 +94,13 @@ class CollapseOptions:
     device: str | None = None
     """Torch device; None takes the accelerator if there is one."""
 
+    def __post_init__(self) -> None:
+        for name in ("tokens", "sequence_length", "batch_size"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"--threshold must lie between 0 and 1, got {self.threshold}")
+
 
 @dataclass(frozen=True)
 class GenerateOptions:

@@ -48,7 +48,7 @@ def run(options: GenerateOptions) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(options.model, trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     prompts = options.prompt or list(PROMPTS)
     texts = generate(model, tokenizer, prompts, options.tokens, options.temperature, options.seed)
     for prompt, text in zip(prompts, texts, strict=True):

@@ -21,11 +21,12 @@ from typing import Any
 from eval.commands import LmOptions
 from eval.loading import load_model, resolve_model
 from eval.local_tasks import render_local_tasks
+from pretrain.errors import ConfigurationError
 
 Results = dict[str, dict[str, float]]
 
 
-class EvaluationError(ValueError):
+class EvaluationError(ConfigurationError):
     """An evaluation cannot run as asked: an unknown task, or a document that the model cannot take."""
 
 

@@ -8,19 +8,20 @@ from jsonargparse import ArgumentParser
 
 from pretrain.errors import ConfigurationError
 from pretrain.quickstart import QuickstartConfig, StepFailed, next_steps, quickstart
+from tokenizer.command_line import add_config_arguments, make_config
 
 
 def main() -> int:
     """Exit code: 0 done, 1 a step failed, 2 wrong arguments."""
     parser = ArgumentParser(prog="python -m pretrain", description=__doc__)
-    commands = parser.add_subcommands()
+    commands = parser.add_subcommands(required=True, dest="command")
     arguments = ArgumentParser(description="From raw text to an evaluated, exported model on two CPU ranks.")
-    arguments.add_class_arguments(QuickstartConfig)
+    add_config_arguments(arguments, QuickstartConfig, config_file=False)
     commands.add_subcommand("quickstart", arguments)
-    config = QuickstartConfig(**vars(parser.parse_args().quickstart))
+    config = make_config(parser, QuickstartConfig, parser.parse_args().quickstart.as_dict())
     try:
         report = quickstart(config)
-    except (StepFailed, ConfigurationError) as error:
+    except (StepFailed, ConfigurationError, OSError) as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
     print(next_steps(config, report))

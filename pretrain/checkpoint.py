@@ -124,8 +124,13 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def find(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest complete checkpoint and its meta, or None. Every rank finds the same one."""
-        for path in list_checkpoints(self.directory):
+        """The newest complete checkpoint and its meta, or None where none was ever saved. Every rank finds the same.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is complete; starting over would replace them.
+        """
+        candidates = list_checkpoints(self.directory)
+        for path in candidates:
             problem = None
             if self.world.is_main:
                 problem = check_files(path) if self.config.verify else None
@@ -133,6 +138,11 @@ class Checkpoints:
                     logger.warning("passing over %s: %s", path, problem)
             if not self.world.sum([float(problem is not None)])[0]:
                 return path, json.loads((path / META_NAME).read_text())
+        if candidates:
+            raise CheckpointError(
+                f"{self.directory}: none of its {len(candidates)} checkpoints is complete and undamaged. Restore one "
+                "from a copy, choose another output, or set checkpoint.resume false to start over."
+            )
         return None
 
     def load(self, engine: Engine) -> Position | None:

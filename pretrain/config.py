@@ -8,12 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from pretrain.errors import ConfigurationError
 from pretrain.hooks import EvaluationHook
 from pretrain.schedule import BatchRule, ScheduleConfig
 from pretrain.tasks.base import Task
+
+SMALLEST = {
+    "steps": 1,
+    "batch.size": 1,
+    "batch.micro_size": 1,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip": 0,
+    "schedule.warmup_steps": 0,
+    "loader.workers": 0,
+    "loader.prefetch": 1,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 1,
+    "validation.every": 1,
+    "validation.samples": 1,
+    "telemetry.every": 1,
+    "guards.max_consecutive_skips": 1,
+    "guards.max_rollbacks": 0,
+}
+"""The smallest value that a field can take."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +192,27 @@ class TrainConfig:
     """Evaluations during the run, by import path (for example eval.hooks.LmEvalHook)."""
 
     def __post_init__(self) -> None:
+        for name, smallest in SMALLEST.items():
+            value = attrgetter(name)(self)
+            if value is not None and not value >= smallest:
+                raise ConfigurationError(f"{name} is {value}; it must be at least {smallest}")
+        for name in ("optimizer.lr", "optimizer.muon_lr", "optimizer.eps"):
+            value = attrgetter(name)(self)
+            if value is not None and not value > 0:
+                raise ConfigurationError(f"{name} is {value}; it must be greater than 0")
         for name, value in (
-            ("steps", self.steps),
-            ("batch.size", self.batch.size),
-            ("batch.micro_size", self.batch.micro_size),
+            ("optimizer.betas", max(self.optimizer.betas)),
+            ("optimizer.betas", min(self.optimizer.betas)),
+            ("optimizer.muon_momentum", self.optimizer.muon_momentum),
         ):
-            if value < 1:
-                raise ConfigurationError(f"{name} is {value}; it must be at least 1")
+            if not 0 <= value < 1:
+                raise ConfigurationError(f"{name} has {value}; it must be at least 0 and below 1")
+        for name in ("warmup_fraction", "final_ratio", "decay_fraction"):
+            if not 0 <= (value := getattr(self.schedule, name)) <= 1:
+                raise ConfigurationError(f"schedule.{name} is {value}; it must lie between 0 and 1")
+        for hook in self.hooks:
+            if hook.every < 1:
+                raise ConfigurationError(f"hooks: {type(hook).__name__}.every is {hook.every}; it must be at least 1")
         if self.engine.offload.parameters != "none" and self.engine.zero_stage != 3:
             raise ConfigurationError("engine.offload.parameters needs engine.zero_stage 3")
         if self.engine.offload.optimizer != "none" and self.engine.zero_stage == 0:

@@ -38,6 +38,13 @@ class QuickstartConfig:
     ranks: int = 2
     """Processes that train together on this machine."""
 
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "ranks", "steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}")
+        if not Path(self.config).is_file():
+            raise ValueError(f"config: there is no file {self.config}")
+
 
 class StepFailed(RuntimeError):
     """A command of the quick start failed; its own output says why."""

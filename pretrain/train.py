@@ -28,16 +28,27 @@ def main() -> int:
             print(f"train.py: {error}", file=sys.stderr)
         return 2
     if first:
-        write_config(Path(config.output), text)
+        try:
+            write_config(Path(config.output), text)
+        except OSError as error:
+            print(
+                f"train.py: output {config.output}: {error.strerror}; it must be a folder to write to", file=sys.stderr
+            )
+            return 2
 
     import torch.distributed as dist
 
+    from arch import WeightsError
     from data_pipeline import DataError
     from pretrain.trainer import train
+    from tokenizer import TokenizerLoadError
 
     try:
         outcome = train(config)
-    except (ConfigurationError, CheckpointError, TrainingDiverged, DataError) as error:
+    except (
+        *(ConfigurationError, CheckpointError, TrainingDiverged, DataError, TokenizerLoadError, WeightsError),
+        OSError,  # a file or folder that the configuration names
+    ) as error:
         print(f"train.py: {error}", file=sys.stderr, flush=True)
         # Other ranks may wait in a collective; leave without taking part in it.
         os._exit(1)

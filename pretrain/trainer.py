@@ -21,7 +21,7 @@ from pretrain.checkpoint import Checkpoints, Position
 from pretrain.config import TrainConfig
 from pretrain.distributed import World, initialise_world
 from pretrain.engine import Engine, accumulation_steps, resolve_precision
-from pretrain.errors import TrainingDiverged
+from pretrain.errors import ConfigurationError, TrainingDiverged
 from pretrain.guards import NonFiniteGuard, StopSignal
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput, peak_tflops
@@ -160,6 +160,11 @@ class Trainer:
         position = (self.checkpoints.load(engine) if wanted else None) or Position()
         if resume_from is not None:
             position.data_step = resume_from
+        if position.step > self.config.steps:
+            raise ConfigurationError(
+                f"steps is {self.config.steps}, but {self.directory} is at step {position.step} already; ask for more "
+                "steps, or choose another output"
+            )
         return position
 
     def _roll_back(self, position: Position) -> Outcome:

@@ -7,27 +7,30 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 
-def add_config_arguments(parser: ArgumentParser, config_class: type) -> None:
-    """Adds `--config FILE.yaml` and an option for every field; `list[str]` fields take several values after one name.
+def add_config_arguments(parser: ArgumentParser, config_class: type, config_file: bool = True) -> None:
+    """Adds an option for every field, and `--config FILE.yaml`; list fields take several values after one name.
 
     Args:
         parser: of one command.
         config_class: a dataclass; the docstring under a field is its help.
+        config_file: whether to add `--config`.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    lists = {field.name: field for field in fields(config_class) if field.type in (list[str], "list[str]")}
+    lists = {field.name: field for field in fields(config_class) if "list[" in str(field.type)}
     helps = {entry.arg_name: entry.description for entry in parse_from_object(config_class).params}
-    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    if config_file:
+        parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     for name, field in lists.items():
-        required = field.default_factory is MISSING
-        default: list[str] | None = None if required else []
-        parser.add_argument(f"--{name}", nargs="+", type=str, required=required, default=default, help=helps[name])
+        required = field.default is MISSING and field.default_factory is MISSING
+        default: list[str] | None = [] if field.default_factory is not MISSING else None
+        item = int if "int" in str(field.type) else str
+        parser.add_argument(f"--{name}", nargs="+", type=item, required=required, default=default, help=helps[name])
     parser.add_class_arguments(config_class, skip=set(lists))
 
 
 def make_config(parser: ArgumentParser, config_class: type, options: dict[str, Any]) -> Any:
     """Builds the config from parsed options; a value that the config refuses ends the program like a wrong argument."""
-    given = {name: value for name, value in options.items() if name != "config"}
+    given = {field.name: options[field.name] for field in fields(config_class)}
     try:
         return config_class(**given)
     except ValueError as error:

@@ -113,7 +113,10 @@ class LanguageModelTask(Task):
             setattr(config, name, getattr(self.tokenizer, name))
         config.max_position_embeddings = max(config.max_position_embeddings, self.sequence_length)
         config._attn_implementation = self.attention
-        return seeded_build(lambda: PanguPiForCausalLM(config), seed)
+        try:
+            return seeded_build(lambda: PanguPiForCausalLM(config), seed)
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(f"task.attention {self.attention!r} or the model's shape: {error}") from error
 
     def prepare_model(self, model: nn.Module, activation_checkpointing: bool, compile_model: bool) -> None:
         super().prepare_model(model, activation_checkpointing, compile_model=False)

@@ -68,10 +68,24 @@ def test_an_export_whose_logits_differ_is_refused_and_leaves_nothing(build, tmp_
     monkeypatch.setattr(export, "_write_model", write_wrong)
     previous = tmp_path / "out"
     previous.mkdir()
-    (previous / "kept").touch()
+    (previous / "config.json").touch()
     with pytest.raises(ExportError, match=r"out: the reloaded logits differ by .*nothing was written"):
         export_model(model, previous, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (previous / "kept").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (previous / "config.json").is_file()
+
+
+def test_only_a_model_is_overwritten(build, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds something other than an exported model"):
+        export_model(build(), tmp_path, overwrite=True)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(FileExistsError, match="holds something other than an exported model"):
+        export_model(build(), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    out = tmp_path / "model"
+    out.mkdir()
+    for _ in range(2):
+        export_model(build(), out, overwrite=True)
 
 
 def test_an_export_that_does_not_reload_is_refused(build, tmp_path, monkeypatch):

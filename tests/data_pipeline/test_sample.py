@@ -223,3 +223,11 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit) as exited:
         main(["sample", *options[:2], "--valid_fraction", "3"])
     assert exited.value.code == 2
+
+
+def test_an_output_inside_the_source_is_refused(tmp_path: Path) -> None:
+    _write_jsonl(tmp_path / "in.jsonl", _rows(50, LATIN))
+    for output in (tmp_path, tmp_path / "corpus"):
+        with pytest.raises(ValueError, match="lies in the source"):
+            sample(SampleConfig(output=str(output), source=[str(tmp_path)]))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

@@ -11,7 +11,7 @@ import pytest
 from pretrain import checkpoint
 from pretrain.checkpoint import check_files, list_checkpoints
 from pretrain.command_line import parse
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.trainer import Outcome, Trainer, train
 from tests.pretrain.conftest import rows
 from tests.pretrain.test_guards import run, toy
@@ -55,6 +55,22 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, caplog, 
     assert "passing over" in caplog.text and str(newest) in caplog.text
     assert [row["step"] for row in rows(tmp_path, "event") if row["event"] == "resume"] == [6]
     assert check_files(newest) is None and weights.read_bytes() == content
+
+
+def test_with_every_checkpoint_damaged_nothing_is_started_over(tmp_path):
+    run(toy(tmp_path))
+    for path in list_checkpoints(tmp_path / "checkpoints"):
+        (path / "model.safetensors").write_bytes(b"junk")
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints is complete.*checkpoint\.resume false"):
+        run(toy(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log and len(names(tmp_path)) == 2
+
+
+def test_fewer_steps_than_the_run_has_done_are_refused(tmp_path):
+    run(toy(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"steps is 4, but .* is at step 7 already"):
+        run(toy(tmp_path, steps=4))
 
 
 def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path):
