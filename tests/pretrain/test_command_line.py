@@ -1,9 +1,13 @@
 """Configuration errors: one line, the field, the nearest valid name; nothing allocated, no run directory made."""
 
+import subprocess
+import sys
+
 import pytest
 
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
+from tests.pretrain.conftest import ROOT, environment
 
 TOY = ["--task", "tests.pretrain.toy.ToyTask", "--output", "runs/never", "--steps", "3"]
 
@@ -73,6 +77,25 @@ def test_unknown_key_in_yaml_names_the_nearest(tmp_path, yaml, unknown, nearest)
 def test_wrong_values_name_the_field(arguments, field):
     with pytest.raises(ConfigurationError, match=field):
         parse([*TOY, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        ({"task__train": '["nope"]'}, 1, "train.py: nope: no such directory"),
+        ({"task__attention": "foo"}, 1, "train.py: task.attention 'foo'"),
+        ({"output": "pyproject.toml"}, 2, "train.py: output pyproject.toml: File exists; it must be a folder"),
+    ],
+)
+def test_what_the_configuration_names_is_refused_without_a_traceback(
+    overrides, code, message, tiny_arguments, tmp_path
+):
+    output = overrides.get("output", tmp_path / "run")
+    arguments = tiny_arguments(output, **{name: value for name, value in overrides.items() if name != "output"})
+    command = [sys.executable, "pretrain/train.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_missing_required_field_is_named():
