@@ -127,6 +127,8 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase | str | Path, directory:
         present = {name: value for name, value in special.items() if value is not None}
         _update_json(directory / "generation_config.json", present)
         return
+    if not any((Path(tokenizer) / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise FileNotFoundError(f"{tokenizer}: no tokenizer (a folder with tokenizer.json or tokenizer.model)")
     for file in sorted(Path(tokenizer).iterdir()):
         if file.is_file():
             shutil.copyfile(file, directory / file.name)

@@ -14,6 +14,8 @@ def describe(config: PanguPiConfig, sequence_length: int) -> str:
         config: the model's shape.
         sequence_length: tokens per sequence, which attention scores depend on.
     """
+    if sequence_length < 1:
+        raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
     parameters, flops = count_parameters(config), count_flops(config, sequence_length)
     tied = ", tied to the embedding" if config.tie_word_embeddings else ""
     series = f"series activation (n={config.series_terms}, {config.series_scope})"

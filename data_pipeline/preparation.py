@@ -201,7 +201,7 @@ def _refuse_other_inputs(output: Path, what: str, old: Mapping[str, Any], new: M
     if difference:
         raise PrepareError(
             f"{output}: holds {what} of another input or tokenizer ({'; '.join(difference.splitlines())});"
-            " choose another output, or remove it"
+            f" remove {output} to begin anew with this input, or choose another output"
         )
 
 
@@ -212,8 +212,8 @@ def _check_rejects(meta: Meta, output: Path, threshold: float) -> None:
     if rejected > threshold * total:
         raise PrepareError(
             f"{output}: {rejected} of {total} documents ({rejected / total:.2%}) cannot be used, more than"
-            f" reject_threshold {threshold:.2%}: {reasons}; mend the input, or raise reject_threshold"
-            " (finished parts are kept)"
+            f" reject_threshold {threshold:.2%}: {reasons}; raise reject_threshold (finished parts"
+            f" are kept), or mend the input and remove {output}"
         )
     if not meta.documents:
         raise PrepareError(f"{output}: the input holds no document" + (f": {reasons}" if reasons else ""))

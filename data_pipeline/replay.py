@@ -31,6 +31,11 @@ class ReplayConfig:
     json: bool = False
     """Print one JSON object per document instead of text."""
 
+    def __post_init__(self) -> None:
+        for name in ("rows", "characters"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must be at least 0, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class ReplayedDocument:

@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+def at_least(options: object, smallest: int, *names: str) -> None:
+    """Raises ValueError for the first of the options `names` that is given and below `smallest`."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and not value >= smallest:
+            raise ValueError(f"--{name} must be at least {smallest}, got {value}")
+
+
 @dataclass(frozen=True)
 class LmOptions:
     """Runs lm-eval tasks on a model."""
@@ -38,6 +45,10 @@ class LmOptions:
     name: str = "lm"
     """Name of the result files; give another to keep several results side by side in a run's report."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "limit", "batch_size")
+        at_least(self, 0, "num_fewshot")
+
 
 @dataclass(frozen=True)
 class HeldOutOptions:
@@ -57,6 +68,10 @@ class HeldOutOptions:
     """Continuation questions per language."""
     seed: int = 1234
     """Seeds the choice of documents, passages and distractors."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "documents", "items")
+        at_least(self, 1, "characters")
 
 
 @dataclass(frozen=True)
@@ -95,9 +110,7 @@ class CollapseOptions:
     """Torch device; None takes the accelerator if there is one."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "sequence_length", "batch_size"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+        at_least(self, 1, "tokens", "sequence_length", "batch_size")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"--threshold must lie between 0 and 1, got {self.threshold}")
 
@@ -118,6 +131,10 @@ class GenerateOptions:
     """Seeds the draws."""
     output: str | None = None
     """JSON file for the samples; RUN/samples.json appears in the run's report."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "tokens")
+        at_least(self, 0, "temperature")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import GenerateOptions
+from eval.loading import ModelLoadError
 
 PROMPTS = ("In the beginning", "The king said to", "我觉得这本书", "中国政府")
 """Openings in the two languages of the built-in corpus, used when none are given."""
@@ -47,6 +48,9 @@ def run(options: GenerateOptions) -> None:
     """Loads, generates, prints and writes the samples."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not (Path(options.model) / "config.json").is_file():
+        hint = "; export it first: python -m arch export" if (Path(options.model) / "checkpoints").is_dir() else ""
+        raise ModelLoadError(f"model {options.model!r}: no exported folder (it has no config.json){hint}")
     model = AutoModelForCausalLM.from_pretrained(options.model, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
     prompts = options.prompt or list(PROMPTS)

@@ -185,7 +185,7 @@ def evaluate(
         batch_size=batch_size,
         bootstrap_iters=bootstrap_iters,
     )
-    return {"model": loaded.source, "seconds": round(time.perf_counter() - started, 1), **raw}
+    return {"model": loaded.source, "limit": limit, "seconds": round(time.perf_counter() - started, 1), **raw}
 
 
 def write_results(raw: dict[str, Any], directory: Path, name: str) -> Path:
@@ -194,7 +194,9 @@ def write_results(raw: dict[str, Any], directory: Path, name: str) -> Path:
 
     directory.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = {
-        key: raw[key] for key in ("model", "seconds", "n-shot", "n-samples", "versions", "group_subtasks") if key in raw
+        key: raw[key]
+        for key in ("model", "limit", "seconds", "n-shot", "n-samples", "versions", "group_subtasks")
+        if key in raw
     }
     kept["results"] = flatten(raw)
     path = directory / f"{name}.json"

@@ -130,7 +130,7 @@ def evaluation_tables(record: RunRecord) -> list[dict[str, Any]]:
             for metric, value in metrics.items()
             if not metric.endswith("_stderr")
         ]
-        tables.append({"name": name, "rows": rows})
+        tables.append({"name": name, "rows": rows, "limit": content.get("limit")})
     return tables
 
 

@@ -63,6 +63,8 @@ def read_run(directory: Path) -> RunRecord:
     """Reads a run directory. Raises `RunNotFoundError` if it is not there."""
     if not directory.is_dir():
         raise RunNotFoundError(f"{directory}: there is no run directory")
+    if not any((directory / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+        raise RunNotFoundError(f"{directory}: not a run directory (it has neither config.yaml nor metrics.jsonl)")
     record = RunRecord(directory)
     _read_metrics(record)
     for name, parse in (("config.yaml", yaml.safe_load), ("audit.json", json.loads), ("samples.json", json.loads)):

@@ -100,6 +100,13 @@ def test_export_command_names_a_missing_model(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+def test_an_empty_tokenizer_folder_is_refused(build, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(FileNotFoundError, match="no tokenizer"):
+        export_model(build(), tmp_path / "out", tmp_path / "tokenizer")
+    assert not (tmp_path / "out").exists()
+
+
 def test_loading_refuses_what_it_cannot_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone"):
         load_causal_lm(tmp_path / "gone")

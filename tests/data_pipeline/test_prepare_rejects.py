@@ -36,6 +36,7 @@ def attempt(tokenizer_directory: Path, tmp_path: Path):
 
 
 def write_jsonl(path: Path, lines: list[bytes]) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
 
@@ -72,8 +73,12 @@ def test_too_many_rejects_are_refused_and_explained(attempt, tmp_path: Path, rea
         attempt(path)
     message = str(refusal.value)
     assert "1 of 81 documents (1.23%) cannot be used, more than reject_threshold 1.00%" in message
-    assert f"{reason}: 1 (a.jsonl:81 " in message and "mend the input, or raise reject_threshold" in message
+    assert f"{reason}: 1 (a.jsonl:81 " in message and "or mend the input and remove" in message
     assert not (tmp_path / "out" / "meta.json").exists()
+    # A mended input is another input, and the message says what to do about the shards that are there.
+    mended = write_jsonl(tmp_path / "mended" / "a.jsonl", GOOD)
+    with pytest.raises(PrepareError, match=r"unfinished shards of another input .* remove .*out to begin anew"):
+        attempt(mended)
     # Raising the threshold finishes from the parts that are there.
     shard = tmp_path / "out" / "00000.ds"
     written = shard.stat().st_mtime_ns

@@ -77,5 +77,7 @@ def test_runs_that_cannot_be_replayed(run: Path, tmp_path: Path, capsys) -> None
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"order\.json: not the order of a run on token shards \(KeyError: 'seed'\)"):
         list(replay(ReplayConfig(str(run), 0)))
+    with pytest.raises(ValueError, match="rows: must be at least 0, got -1"):
+        ReplayConfig(str(run), 0, rows=-1)
     assert main(["replay", "--run", str(run), "--step", "0"]) == 1
     assert capsys.readouterr().err.startswith("data_pipeline replay: ")

@@ -169,3 +169,18 @@ def test_exit_codes(tmp_path, capsys):
     assert main(["lm", "--model", str(tmp_path / "no" / "model"), "--tasks", "piqa"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1 and message.startswith("eval lm: model") and "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["lm", "--model", "x", "--tasks", "piqa", "--limit", "0"], "--limit must be at least 1, got 0"),
+        (["lm", "--model", "x", "--tasks", "piqa", "--batch_size", "-2"], "--batch_size must be at least 1, got -2"),
+        (["held-out", "--data", "x", "--output", "y", "--items", "-1"], "--items must be at least 0, got -1"),
+        (["generate", "--model", "nope", "--tokens", "0"], "--tokens must be at least 1, got 0"),
+        (["generate", "--model", "nope"], "model 'nope': no exported folder (it has no config.json)"),
+    ],
+)
+def test_impossible_values_are_named(arguments, expected, capsys):
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"eval {arguments[0]}: {expected}\n"

@@ -122,8 +122,11 @@ def test_same_run_same_bytes(tmp_path):
 
 
 def test_missing_parts_are_named(tmp_path):
+    with pytest.raises(RunNotFoundError, match="not a run directory"):
+        write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
     page = write_report(tmp_path).read_text()
-    for part in ("metrics.jsonl", "config.yaml is not there", "audit.json", "samples.json", "no evaluation was run"):
+    for part in ("config.yaml is not there", "audit.json", "samples.json", "no evaluation was run"):
         assert part in page, part
     assert "What to try next" in page
 
@@ -145,6 +148,14 @@ def test_collapse_measurements_are_drawn_when_they_are_there(tmp_path):
     (run / "eval" / "collapse.json").write_text(json.dumps({"mine": {"layers": layers}}))
     page = write_report(run).read_text(encoding="utf-8")
     assert 'aria-label="Effective dimension by layer"' in page and "layer (0: embeddings)" in page
+
+
+def test_scores_of_a_few_documents_are_marked(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert "documents per task" not in write_report(run).read_text()
+    results = {"limit": 20, "results": {"piqa": {"acc": 0.5}}}
+    (run / "eval" / "lm.json").write_text(json.dumps(results))
+    assert "only 20 documents per task" in write_report(run).read_text()
 
 
 def test_the_clock_adds_up_over_restarts(tmp_path):
