@@ -6,7 +6,8 @@
                      write_shard.py are the steps,          order.py         (seed, round, step) -> sample numbers
                      executors.py runs them                 permutation.py   a keyed permutation, per element
     meta.py          meta.json of a shard directory         loader.py        order -> this rank's micro-batches
-    identity.py      which data a run was trained on        replay.py        the documents of one step
+    identity.py      which data a run was trained on        round_order.py   the same over several rounds
+                                                            replay.py        the documents of one step
 
 The front door is `python -m data_pipeline`. A public name loads its module when first used: importing the room is
 cheap.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from data_pipeline.order import Order
     from data_pipeline.preparation import prepare
     from data_pipeline.prepare_config import PrepareConfig
+    from data_pipeline.round_order import RoundsOrder, Selection, first_visits, selection_path
     from data_pipeline.source import DocumentSpan, Sample, Source
     from data_pipeline.token_source import TokenSource
 
@@ -36,13 +38,17 @@ __all__ = [
     "Mixture",
     "Order",
     "PrepareConfig",
+    "RoundsOrder",
     "Sample",
+    "Selection",
     "Source",
     "TokenSource",
     "collate_tokens",
     "explain_mismatch",
     "fingerprint",
+    "first_visits",
     "prepare",
+    "selection_path",
 ]
 
 
@@ -58,12 +64,16 @@ def __getattr__(name: str) -> Any:
         "Mixture": "mixture",
         "Order": "order",
         "PrepareConfig": "prepare_config",
+        "RoundsOrder": "round_order",
         "Sample": "source",
+        "Selection": "round_order",
         "Source": "source",
         "TokenSource": "token_source",
         "collate_tokens": "loader",
         "explain_mismatch": "identity",
         "fingerprint": "identity",
+        "first_visits": "round_order",
         "prepare": "preparation",
+        "selection_path": "round_order",
     }
     return getattr(import_module(f"{__name__}.{modules[name]}"), name)

@@ -10,8 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_pipeline.errors import DataError
+from data_pipeline.identity import explain_mismatch
 from data_pipeline.mixture import Mixture
-from data_pipeline.order import Order
+from data_pipeline.round_order import RoundsOrder, Selection, selection_path
 from data_pipeline.source import DocumentSpan
 from data_pipeline.token_source import TokenSource
 
@@ -23,7 +24,7 @@ class ReplayConfig:
     run: str
     """Run directory, or its order.json."""
     step: int
-    """Step whose global batch to print, from 0. After a rollback of the run, the step of its data."""
+    """Step whose global batch to print, from 0, through all rounds. After a rollback of the run, the step of its data."""
     rows: int = 0
     """Print at most this many sequences of the batch; 0: all."""
     characters: int = 100
@@ -94,14 +95,15 @@ def as_json(documents: Iterator[ReplayedDocument], characters: int) -> Iterator[
         yield json.dumps({**content, "text": _excerpt(found.text, characters)}, ensure_ascii=False)
 
 
-def _open(path: Path) -> tuple[list[TokenSource], Order]:
+def _open(path: Path) -> tuple[list[TokenSource], RoundsOrder]:
     try:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         sources = [
             TokenSource(directory, content["sequence_length"], content["document_mask"])
             for directory in content["shards"]
         ]
-        order = Order(content["sizes"], content["batch_size"], content["seed"], content["weights"], content["round"])
+        later = [Selection.load(selection_path(path.parent, entry["round"])) for entry in content.get("rounds", [])]
+        order = RoundsOrder(content["sizes"], content["batch_size"], content["seed"], content["weights"], later)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the order of a run on token shards ({type(error).__name__}: {error})") from error
     sizes = [len(source) for source in sources]
@@ -110,6 +112,8 @@ def _open(path: Path) -> tuple[list[TokenSource], Order]:
             f"{path}: the run's sources had {order.sizes} samples, the shards in {', '.join(content['shards'])} have"
             f" {sizes}; they were written again since, so the run's batches are gone"
         )
+    if difference := explain_mismatch({"rounds": content.get("rounds", [])}, {"rounds": order.identity().get("rounds", [])}):
+        raise DataError(f"{path}: the selections in {path.parent / 'rounds'} are not those of the run: {difference}")
     return sources, order
 
 

@@ -16,16 +16,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import explain_mismatch
+from data_pipeline import explain_mismatch, fingerprint
 from pretrain.config import CheckpointConfig
 from pretrain.distributed import World
+from pretrain.durable import fsync
 from pretrain.engine import Engine
 from pretrain.errors import CheckpointError
 
@@ -48,19 +48,43 @@ class Position:
     """Steps whose update was skipped because of non-finite gradients."""
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint: where it is, and its meta.json."""
+
+    path: Path
+    meta: dict[str, Any]
+
+    @property
+    def position(self) -> Position:
+        """Where the run was."""
+        return Position(**{name: self.meta[name] for name in ("step", "data_step", "skipped")})
+
+    @property
+    def weights(self) -> str:
+        """Names the model by content: a fingerprint of everything but the engine's own files."""
+        hashes: dict[str, str] = self.meta["sha256"]
+        return fingerprint({name: value for name, value in hashes.items() if Path(name).parts[0] != ENGINE_TAG})
+
+
 class Checkpoints:
     """The checkpoints of one run directory."""
 
-    def __init__(self, directory: Path, config: CheckpointConfig, world: World, identity: dict[str, Any]) -> None:
-        self.directory, self.config, self.world, self.identity = directory, config, world, identity
+    def __init__(self, directory: Path, config: CheckpointConfig, world: World) -> None:
+        self.directory, self.config, self.world = directory, config, world
 
-    def save(self, engine: Engine, position: Position) -> Path:
+    def save(self, engine: Engine, position: Position, identity: dict[str, Any]) -> Path:
         """Writes one checkpoint. Collective: call on every rank.
+
+        Args:
+            engine: model and optimizer.
+            position: where the run is.
+            identity: data and model, which a continuation must share (JSON-able).
 
         Raises:
             CheckpointError: a file could not be written (a full disk, say); nothing incomplete stays behind.
         """
-        final = self.directory / f"step_{position.step:08d}"
+        final = self._at(position.step)
         temporary = final.with_suffix(".tmp")
         if self.world.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -71,7 +95,7 @@ class Checkpoints:
         )
         state = engine.state_dict()
         if failure is None:
-            failure = self._collectively(lambda: self._finish(engine, position, state, temporary, final))
+            failure = self._collectively(lambda: self._finish(engine, position, identity, state, temporary))
         if failure is not None:
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -90,29 +114,39 @@ class Checkpoints:
         failures = self.world.sum([float(message is not None)])[0]
         return message or ("another rank failed" if failures else None)
 
-    def _finish(self, engine: Engine, position: Position, state: Any, temporary: Path, final: Path) -> None:
+    def _at(self, step: int) -> Path:
+        return self.directory / f"step_{step:08d}"
+
+    def at(self, step: int) -> Saved:
+        """The checkpoint of a step that is known to have been saved; not checked."""
+        return Saved(self._at(step), json.loads((self._at(step) / META_NAME).read_text()))
+
+    def _finish(
+        self, engine: Engine, position: Position, identity: dict[str, Any], state: Any, temporary: Path
+    ) -> None:
         """Rank 0: the loadable model, meta.json, fsync, rename, `latest`, pruning."""
         if not self.world.is_main:
             return
+        final = self._at(position.step)
         engine.task.save_pretrained(engine.model, state, temporary)
         meta = {
             "format": 1,
             **asdict(position),
             "world_size": self.world.size,
             "zero_stage": engine.stage,
-            "identity": self.identity,
+            "identity": identity,
             "sha256": file_hashes(temporary),
         }
         (temporary / META_NAME).write_text(json.dumps(meta, indent=1))
         for path in (*temporary.rglob("*"), temporary):
-            _fsync(path)
+            fsync(path)
         if final.exists():  # the same step again, after a rollback
             shutil.rmtree(final)
         temporary.rename(final)
-        _fsync(self.directory)
+        fsync(self.directory)
         pointer = self.directory / f"{LATEST_NAME}.tmp"
         pointer.write_text(final.name)
-        _fsync(pointer)
+        fsync(pointer)
         pointer.replace(self.directory / LATEST_NAME)
         self._prune()
 
@@ -123,8 +157,8 @@ class Checkpoints:
         for old in list_checkpoints(self.directory)[self.config.keep :]:
             shutil.rmtree(old)
 
-    def find(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest complete checkpoint and its meta, or None where none was ever saved. Every rank finds the same.
+    def find(self) -> Saved | None:
+        """The newest complete checkpoint, or None where none was ever saved. Every rank finds the same.
 
         Raises:
             CheckpointError: there are checkpoints, but none is complete; starting over would replace them.
@@ -137,7 +171,7 @@ class Checkpoints:
                 if problem:
                     logger.warning("passing over %s: %s", path, problem)
             if not self.world.sum([float(problem is not None)])[0]:
-                return path, json.loads((path / META_NAME).read_text())
+                return Saved(path, json.loads((path / META_NAME).read_text()))
         if candidates:
             raise CheckpointError(
                 f"{self.directory}: none of its {len(candidates)} checkpoints is complete and undamaged. Restore one "
@@ -145,17 +179,19 @@ class Checkpoints:
             )
         return None
 
-    def load(self, engine: Engine) -> Position | None:
-        """Restores the newest complete checkpoint into `engine`; None if there is none. Collective.
+    def load(self, engine: Engine, saved: Saved, identity: dict[str, Any]) -> None:
+        """Restores a checkpoint into `engine`. Collective.
+
+        Args:
+            engine: takes model and optimizer.
+            saved: what `find` returned.
+            identity: data and model of this run, as it was in the round of the checkpoint.
 
         Raises:
             CheckpointError: data, model, world size or ZeRO stage differ from the checkpoint's.
         """
-        found = self.find()
-        if found is None:
-            return None
-        path, meta = found
-        if difference := explain_mismatch(meta["identity"], self.identity):
+        path, meta = saved.path, saved.meta
+        if difference := explain_mismatch(meta["identity"], identity):
             raise CheckpointError(
                 f"{path} was written by a run with other data or another model:\n{difference}\n"
                 "Use the old configuration, another output directory, or checkpoint.resume false to start over."
@@ -166,7 +202,6 @@ class Checkpoints:
         loaded, _ = engine.wrapped.load_checkpoint(str(path), ENGINE_TAG, load_lr_scheduler_states=False)
         if loaded is None:
             raise CheckpointError(f"{path}: the engine's files could not be loaded")
-        return Position(**{name: meta[name] for name in ("step", "data_step", "skipped")})
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -200,12 +235,3 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
         return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    """Forces a file or directory entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,6 +32,8 @@ SMALLEST = {
     "telemetry.every": 1,
     "guards.max_consecutive_skips": 1,
     "guards.max_rollbacks": 0,
+    "rounds.count": 1,
+    "rounds.parts": 1,
 }
 """The smallest value that a field can take."""
 
@@ -159,6 +161,29 @@ class TelemetryConfig:
 
 
 @dataclass(frozen=True)
+class RoundsConfig:
+    """Going over the data again: later rounds train on the units that are still hard (tiny_lm spec, section 9)."""
+
+    count: int = 1
+    """Rounds; 1 is ordinary training. The paper recommends two, and a third gains nothing."""
+    keep: float = 0.5
+    """Share of round 1 that each later round serves: round(keep * steps) steps. 0.5 gives most of the gain."""
+    unit: Literal["batch", "sample"] = "batch"
+    """What is chosen: whole global batches of round 1 (the reference), or single samples, grouped anew."""
+    loss_source: Literal["frozen", "log"] = "frozen"
+    """Losses of the frozen model at the end of a round (one forward pass over round 1's data), or those that training
+    recorded, which cost nothing but make early units look hard because the model was young."""
+    scope: Literal["global", "part"] = "global"
+    """Choose among all units at once, or an equal share from each of `parts` sequential parts of round 1."""
+    parts: int = 8
+    """Sequential parts, for scope: part."""
+    selection: Literal["loss", "uniform"] = "loss"
+    """Probabilities in proportion to exp(loss), or equal ones (the control)."""
+    schedule: Literal["fresh", "continue"] = "fresh"
+    """Every round has the whole schedule with its warm-up, or one schedule spans all rounds."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -167,7 +192,7 @@ class TrainConfig:
     output: str
     """Run directory."""
     steps: int
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the run; with several rounds, of round 1."""
     seed: int = 1234
     """Seeds initialisation, data order and every random draw."""
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -188,6 +213,8 @@ class TrainConfig:
     """Validation."""
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     """Logging."""
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    """Multiple-round training."""
     hooks: Sequence[EvaluationHook] = ()
     """Evaluations during the run, by import path (for example eval.hooks.LmEvalHook)."""
 
@@ -210,6 +237,16 @@ class TrainConfig:
         for name in ("warmup_fraction", "final_ratio", "decay_fraction"):
             if not 0 <= (value := getattr(self.schedule, name)) <= 1:
                 raise ConfigurationError(f"schedule.{name} is {value}; it must lie between 0 and 1")
+        if not 0 < self.rounds.keep <= 1:
+            raise ConfigurationError(f"rounds.keep is {self.rounds.keep}; it must be greater than 0 and at most 1")
+        if self.rounds.count > 1 and not self.later_steps:
+            raise ConfigurationError(
+                f"rounds.keep {self.rounds.keep} of {self.steps} steps is less than one step; raise one of the two"
+            )
+        if self.rounds.count > 1 and self.rounds.scope == "part" and self.rounds.parts > self.later_steps:
+            raise ConfigurationError(
+                f"rounds.parts is {self.rounds.parts}, but a later round has only {self.later_steps} steps; lower it"
+            )
         for hook in self.hooks:
             if hook.every < 1:
                 raise ConfigurationError(f"hooks: {type(hook).__name__}.every is {hook.every}; it must be at least 1")
@@ -217,3 +254,13 @@ class TrainConfig:
             raise ConfigurationError("engine.offload.parameters needs engine.zero_stage 3")
         if self.engine.offload.optimizer != "none" and self.engine.zero_stage == 0:
             raise ConfigurationError("engine.offload.optimizer needs engine.zero_stage 1, 2 or 3")
+
+    @property
+    def later_steps(self) -> int:
+        """Steps of each round after the first."""
+        return round(self.rounds.keep * self.steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all rounds together."""
+        return self.steps + (self.rounds.count - 1) * self.later_steps

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
@@ -39,6 +40,16 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
+
+    def broadcast(self, values: np.ndarray) -> np.ndarray:
+        """Rank 0's integers on every rank: int64 [N]; what the other ranks give is not looked at."""
+        (size,) = self.sum([float(values.size if self.is_main else 0)])
+        tensor = torch.zeros(int(size), dtype=torch.int64)
+        if self.is_main:
+            tensor = torch.from_numpy(values.astype(np.int64))
+        if self.size > 1:
+            dist.broadcast(tensor, src=0, group=self.control)
+        return tensor.numpy()
 
     def barrier(self) -> None:
         """Waits for every rank."""

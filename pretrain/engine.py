@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -188,6 +189,16 @@ class Engine:
         if whole is None or not self.world.is_main:
             return None
         return {name.removeprefix("model."): tensor for name, tensor in whole.items()}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """The module whose forward pass is the task's loss, frozen: evaluation mode, for the body of a `with`."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield self.wrapped
+        finally:
+            self.model.train(was_training)
 
     def close(self) -> None:
         """Releases hooks and buffers, so that another engine can be built in this process."""

@@ -11,3 +11,7 @@ class CheckpointError(RuntimeError):
 
 class TrainingDiverged(RuntimeError):
     """The gradients stay non-finite and rolling back did not help."""
+
+
+class LedgerError(RuntimeError):
+    """A round's ledger of losses cannot be read or does not hold what is asked of it; the message says what to do."""

@@ -1,6 +1,6 @@
 """What a run says about itself: metrics.jsonl, TensorBoard, Weights & Biases, a progress bar. Rank 0 only.
 
-Every row of metrics.jsonl has `kind` (train, valid, eval, event), `step` and `seconds` (wall clock of this process).
+Every row of metrics.jsonl has `kind` (train, valid, eval, event; rescoring, round between rounds), `step` and `seconds` (wall clock of this process).
 On resume the rows after the resumed step are dropped, because those steps are done again.
 """
 
@@ -82,6 +82,11 @@ class Telemetry:
             if shown:
                 self._bar.set_postfix(shown, refresh=False)
             self._bar.update()
+
+    def bar(self, total: int, done: int, unit: str, description: str) -> tqdm:
+        """A progress bar with an ETA of its own, for long work between steps; shown where the main one is."""
+        hidden = not (self.enabled and self.config.progress_bar)
+        return tqdm(total=total, initial=done, unit=unit, desc=description, disable=hidden, dynamic_ncols=True)
 
     def close(self) -> None:
         """Flushes and closes every output; may be called again and before a new open()."""

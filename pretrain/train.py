@@ -18,7 +18,7 @@ def main() -> int:
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [str(Path(here).parent), *(entry for entry in sys.path if entry != here)]
     from pretrain.command_line import parse, write_config
-    from pretrain.errors import CheckpointError, ConfigurationError, TrainingDiverged
+    from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, TrainingDiverged
 
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -46,7 +46,8 @@ def main() -> int:
     try:
         outcome = train(config)
     except (
-        *(ConfigurationError, CheckpointError, TrainingDiverged, DataError, TokenizerLoadError, WeightsError),
+        *(ConfigurationError, CheckpointError, LedgerError, TrainingDiverged),
+        *(DataError, TokenizerLoadError, WeightsError),
         OSError,  # a file or folder that the configuration names
     ) as error:
         print(f"train.py: {error}", file=sys.stderr, flush=True)

@@ -11,18 +11,22 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from data_pipeline import Batch, Loader, Mixture, Order
+from data_pipeline import Batch, Loader, Mixture, RoundsOrder
 from pretrain.audit import audit, publish
 from pretrain.checkpoint import Checkpoints, Position
 from pretrain.config import TrainConfig
 from pretrain.distributed import World, initialise_world
+from pretrain.durable import write_whole
 from pretrain.engine import Engine, accumulation_steps, resolve_precision
-from pretrain.errors import ConfigurationError, TrainingDiverged
+from pretrain.errors import TrainingDiverged
 from pretrain.guards import NonFiniteGuard, StopSignal
+from pretrain.loss_record import LossRecord, in_global_batch
+from pretrain.multi_round import MultiRound
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput, peak_tflops
 from pretrain.validation import mean_loss
@@ -36,6 +40,21 @@ class Outcome(Enum):
     ROLLED_BACK = "rolled back"
 
 
+class Step(NamedTuple):
+    """What one optimizer step reports, the same on every rank."""
+
+    loss: float
+    """Mean over the global batch."""
+    weight: float
+    """What the sum was divided by."""
+    metrics: dict[str, float]
+    """The task's own."""
+    applied: bool
+    """Whether the update was applied; False where gradients were non-finite."""
+    samples_2B: np.ndarray
+    """Summed loss and weight of each sample of the global batch, where samples are recorded; else empty."""
+
+
 class Trainer:
     """One run, from configuration to last checkpoint."""
 
@@ -46,13 +65,14 @@ class Trainer:
         sources, weights = self.task.training_sources()
         self.validation = self.task.validation_sources()
         self.source = Mixture(sources, weights)
-        self.order = Order([len(s) for s in sources], config.batch.size, config.seed, weights)
+        self.order = RoundsOrder([len(s) for s in sources], config.batch.size, config.seed, weights)
         self.world: World = initialise_world()
         accumulation_steps(config, self.world.size)
-        identity = {"data": self.source.identity(), "task": self.task.identity(), "order": self.order.identity()}
-        identity = json.loads(json.dumps(identity))  # as it will be read back
-        self.checkpoints = Checkpoints(self.directory / "checkpoints", config.checkpoint, self.world, identity)
-        self.telemetry = Telemetry(self.directory, config.telemetry, config.steps, self.world.is_main)
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", config.checkpoint, self.world)
+        self.telemetry = Telemetry(self.directory, config.telemetry, config.total_steps, self.world.is_main)
+        self.rounds = MultiRound(config, self.order, self.source, self.world, self.telemetry)
+        samples = config.rounds.count > 1 and (config.rounds.unit, config.rounds.loss_source) == ("sample", "log")
+        self.record = LossRecord(self.directory, samples, self.world.is_main)
         self.guard = NonFiniteGuard(config.guards)
         dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
         measured, self.peak_source = peak_tflops(self.world.device, dtype)
@@ -63,16 +83,16 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Trains until the last step, a stop signal, or an error; rolls back where the guard says so."""
-        if self.world.is_main:
-            self._describe()
         resume_from: int | None = None
         with StopSignal() as stop:
             while True:
                 engine = Engine(self.config, self.task, self.world)
                 position = self._restore(engine, resume_from)
+                self._describe()
                 self.telemetry.open(position.step)
                 try:
-                    outcome = self._loop(engine, position, stop)
+                    self._audit(engine, position)
+                    outcome = self._all_rounds(engine, position, stop)
                 finally:
                     self.telemetry.close()
                     engine.close()
@@ -80,27 +100,38 @@ class Trainer:
                     return outcome
                 resume_from = position.data_step
 
-    def _loop(self, engine: Engine, position: Position, stop: StopSignal) -> Outcome:
-        """The loop. `position` moves with it."""
-        config, telemetry, last = self.config, self.telemetry, self.config.steps
-        loader = self._loader(position)
-        self._audit(engine, position)
-        for batches in loader:
+    def _all_rounds(self, engine: Engine, position: Position, stop: StopSignal) -> Outcome:
+        """The rest of this round and those after it; between two rounds the units of the next are chosen."""
+        for number in range(self.rounds.number(position.step), self.config.rounds.count + 1):
+            self.record.begin(number, self.rounds.begin_data(number))
+            outcome = self._loop(engine, position, stop, number)
+            if outcome is not Outcome.FINISHED or number == self.config.rounds.count:
+                return outcome
+            saved = self.checkpoints.at(position.step) if self.world.is_main else None
+            if not self.rounds.close(number, engine, saved, stop):
+                return Outcome.STOPPED
+            self._describe()
+        return Outcome.FINISHED
+
+    def _loop(self, engine: Engine, position: Position, stop: StopSignal, number: int) -> Outcome:
+        """The loop of round `number`. `position` moves with it."""
+        config, telemetry, last = self.config, self.telemetry, self.rounds.last(number)
+        for batches in self._loader(position, last):
             self.throughput.start()
-            factor = config.schedule.factor(position.step, last)
-            rate = engine.set_learning_rate(factor)
-            loss, metrics, applied = self._step(engine, batches, position)
+            rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
+            step = self._step(engine, batches, position)
+            self.record.add(position.data_step, step.loss, step.weight, step.samples_2B)
             position.step, position.data_step = position.step + 1, position.data_step + 1
-            position.skipped += not applied
+            position.skipped += not step.applied
             self.throughput.stop(config.batch.size)
             done = position.step == last
 
-            if not applied:
+            if not step.applied:
                 telemetry.event(position.step, "skip", f"non-finite gradients in batch {position.data_step - 1}")
-            if self.guard.must_roll_back(applied):
+            if self.guard.must_roll_back(step.applied):
                 return self._roll_back(position)
             if position.step % config.telemetry.every == 0 or done:
-                self._log(position, loss, metrics, rate, engine.gradient_norm)
+                self._log(position, step, rate, engine.gradient_norm, self.rounds.label(number))
             else:
                 telemetry.advance()
             if position.step % config.validation.every == 0 or done:
@@ -110,7 +141,8 @@ class Trainer:
                     self._evaluate(engine, position, hook)
             stopping = bool(self.world.sum([float(stop.received is not None)])[0])
             if position.step % config.checkpoint.every == 0 or done or stopping:
-                self.checkpoints.save(engine, position)
+                self.record.flush()
+                self.checkpoints.save(engine, position, self._identity())
             if stopping:
                 telemetry.event(
                     position.step, "signal", f"{stop.received or 'another rank was stopped'}: saved, leaving"
@@ -118,13 +150,14 @@ class Trainer:
                 return Outcome.STOPPED
         return Outcome.FINISHED
 
-    def _step(self, engine: Engine, batches: list[Batch], position: Position) -> tuple[float, dict[str, float], bool]:
-        """One optimizer step over this rank's micro-batches: (mean loss, metrics, whether it was applied)."""
+    def _step(self, engine: Engine, batches: list[Batch], position: Position) -> Step:
+        """One optimizer step over this rank's micro-batches."""
         # DeepSpeed averages over ranks and micro-batches; scaling by the step's own weight makes that an exact mean.
         (weight,) = self.world.sum([sum(self.task.weight(batch) for batch in batches)])
         scale = self.world.size * len(batches) / max(weight, 1.0)
         torch.manual_seed(((self.config.seed << 32) + (position.data_step << 12) + self.world.rank) % 2**63)
         totals: list[torch.Tensor] = []
+        samples: list[torch.Tensor] = []
         metrics: dict[str, torch.Tensor] = {}
         applied = True
         for batch in batches:
@@ -132,13 +165,18 @@ class Trainer:
             engine.backward(output.total * scale)
             applied = engine.update()
             totals.append(output.total.detach())
+            if self.record.samples:
+                samples.append(torch.stack([output.per_sample, output.per_sample_weight]).double())
             for name, value in output.metrics.items():
                 metrics[name] = metrics.get(name, 0.0) + value.detach() / len(batches)
         names = sorted(metrics)
-        loss, *means = self.world.sum([float(sum(totals)), *(float(metrics[name]) for name in names)])
-        return loss / max(weight, 1.0), {n: m / self.world.size for n, m in zip(names, means, strict=True)}, applied
+        values = [float(sum(totals)), *(float(metrics[name]) for name in names)]
+        loss, *rest = self.world.sum([*values, *in_global_batch(samples, self.world)])
+        means = {name: mean / self.world.size for name, mean in zip(names, rest, strict=False)}
+        samples_2B = np.array(rest[len(names) :]).reshape(2, -1)
+        return Step(loss / max(weight, 1.0), weight, means, applied, samples_2B)
 
-    def _loader(self, position: Position) -> Loader:
+    def _loader(self, position: Position, last: int) -> Loader:
         config = self.config
         return Loader(
             self.source,
@@ -148,7 +186,7 @@ class Trainer:
             world_size=self.world.size,
             micro_batch_size=config.batch.micro_size,
             start_step=position.data_step,
-            stop_step=position.data_step + config.steps - position.step,
+            stop_step=position.data_step + last - position.step,
             num_workers=config.loader.workers,
             prefetch=config.loader.prefetch,
             pin_memory=self.world.device.type == "cuda",
@@ -157,15 +195,19 @@ class Trainer:
     def _restore(self, engine: Engine, resume_from: int | None) -> Position:
         """The position to start from; after a rollback the data continues at `resume_from`."""
         wanted = self.config.checkpoint.resume or resume_from is not None
-        position = (self.checkpoints.load(engine) if wanted else None) or Position()
+        saved = self.checkpoints.find() if wanted else None
+        position = saved.position if saved else Position()
+        self.rounds.reopen(position, saved.meta["identity"]["order"].get("rounds", []) if saved else [])
+        if saved is not None:
+            self.checkpoints.load(engine, saved, self._identity())
         if resume_from is not None:
             position.data_step = resume_from
-        if position.step > self.config.steps:
-            raise ConfigurationError(
-                f"steps is {self.config.steps}, but {self.directory} is at step {position.step} already; ask for more "
-                "steps, or choose another output"
-            )
         return position
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint and its continuation must share, as it will be read back."""
+        identity = {"data": self.source.identity(), "task": self.task.identity(), "order": self.order.identity()}
+        return json.loads(json.dumps(identity))
 
     def _roll_back(self, position: Position) -> Outcome:
         """Announces a rollback; the caller reloads the checkpoint and steps over the batches since."""
@@ -181,9 +223,10 @@ class Trainer:
 
     def _describe(self) -> None:
         """Writes what `replay` and the reports need to know about the run's data."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        order = self.order.identity() | self.task.replay_description()
-        (self.directory / "order.json").write_text(json.dumps(order, indent=1, ensure_ascii=False))
+        if self.world.is_main:
+            order = self.order.identity() | self.task.replay_description()
+            content = json.dumps(order, indent=1, ensure_ascii=False)
+            write_whole(self.directory / "order.json", content.encode())
 
     def _audit(self, engine: Engine, position: Position) -> None:
         samples = [
@@ -194,20 +237,20 @@ class Trainer:
         task_rows = self.task.audit(engine.model, batch)
         engine.model.train()
         peak = f"{self.throughput.peak_tflops:.3f} TFLOP/s per rank ({self.peak_source})"
-        rows = audit(self.config, engine, self.world, position, task_rows, peak)
+        rows = audit(self.config, engine, self.world, position, task_rows | self.rounds.describe(), peak)
         if self.world.is_main:
             self.telemetry.say(publish(rows, self.directory))
         if position.step:
             self.telemetry.event(position.step, "resume", f"data continues at batch {position.data_step}")
 
-    def _log(self, position: Position, loss: float, metrics: dict[str, float], rate: float, norm: float) -> None:
+    def _log(self, position: Position, step: Step, rate: float, norm: float, label: dict[str, int]) -> None:
         rates = self.throughput.read(self.unit)
-        consumed = position.step * self.config.batch.size * self.units
+        consumed = {self.unit: position.step * self.config.batch.size * self.units}
         self.telemetry.row(
-            "train", position.step, loss=loss, lr=rate, grad_norm=norm, **metrics, **{self.unit: consumed}, **rates
+            "train", position.step, loss=step.loss, lr=rate, grad_norm=norm, **step.metrics, **consumed, **rates, **label
         )
-        speed = rates[f"{self.unit}_per_second"]
-        self.telemetry.advance(loss=f"{loss:.3f}", **{f"{self.unit}/s": f"{speed:,.0f}"}, mfu=f"{rates['mfu']:.1%}")
+        shown = {f"{self.unit}/s": f"{rates[f'{self.unit}_per_second']:,.0f}", "mfu": f"{rates['mfu']:.1%}"}
+        self.telemetry.advance(loss=f"{step.loss:.3f}", **shown, **{name: str(value) for name, value in label.items()})
 
     def _validate(self, engine: Engine, position: Position) -> None:
         losses: dict[str, float] = {}

@@ -78,7 +78,7 @@ def test_every_kind_of_bad_input_is_named_and_loses_nothing(
     # A full disk while saving: what is there stays.
     assert attempt() is Outcome.FINISHED
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_fsync", _full_disk)
+        patch.setattr(checkpoint, "fsync", _full_disk)
         with pytest.raises(CheckpointError, match=r"No space left on device.*Earlier checkpoints are untouched"):
             attempt(steps=6)
     checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")

@@ -89,7 +89,7 @@ def test_a_full_disk_is_reported_and_harms_nothing(tmp_path, monkeypatch):
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoint, "_fsync", full)
+    monkeypatch.setattr(checkpoint, "fsync", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*Earlier checkpoints are untouched"):
         run(toy(tmp_path, steps=9))
     assert names(tmp_path)[0] == "step_00000007" and not list((tmp_path / "checkpoints").glob("*.tmp"))

@@ -1,0 +1,50 @@
+"""Losses of given samples under a frozen model: forward passes only, divided among the ranks.
+
+    numbers    [ n0 n1 n2 n3 | n4 n5 n6 n7 | n8 n9 ]     micro-batches, cut the same way on any number of ranks
+    rank         0             1             0           which of them computes it
+
+A micro-batch is computed whole on one rank, so what it yields does not depend on how many ranks there are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_pipeline import Source
+from pretrain.distributed import World
+from pretrain.tasks.base import Task
+
+
+@torch.no_grad()
+def score_samples(
+    module: nn.Module, task: Task, source: Source, numbers_N: np.ndarray, world: World, micro_batch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed loss and weight of every sample, the same on every rank. Collective.
+
+    Args:
+        module: maps a batch to a LossOutput: the engine, or a TaskModule; in evaluation mode.
+        task: collates the samples.
+        source: where they come from.
+        numbers_N: their numbers, int64 [N].
+        world: the ranks that share the work.
+        micro_batch: samples of one forward pass.
+
+    Returns:
+        losses: float64 [N]; weights: float64 [N] (labelled tokens for a language model).
+    """
+    sums_2N = np.zeros((2, len(numbers_N)))
+    starts = range(0, len(numbers_N), micro_batch)
+    for turn in range(0, len(starts), world.size):
+        mine = turn + world.rank
+        # ZeRO-3 needs the same number of forward passes on every rank; one without a micro-batch repeats the last.
+        start = starts[min(mine, len(starts) - 1)]
+        chosen = numbers_N[start : start + micro_batch].tolist()
+        batch = task.collate([source.sample(number) for number in chosen])
+        output = module({name: tensor.to(world.device) for name, tensor in batch.items()})
+        if mine < len(starts):
+            pair = torch.stack([output.per_sample.double(), output.per_sample_weight.double()])
+            sums_2N[:, start : start + micro_batch] = pair.cpu().numpy()
+    losses_N, weights_N = np.array(world.sum(sums_2N.reshape(-1).tolist())).reshape(2, -1)
+    return losses_N, weights_N
