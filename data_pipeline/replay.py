@@ -24,7 +24,7 @@ class ReplayConfig:
     run: str
     """Run directory, or its order.json."""
     step: int
-    """Step whose global batch to print, from 0, through all rounds. After a rollback of the run, the step of its data."""
+    """Step whose global batch to print, from 0, through all rounds; after a rollback, the step of its data."""
     rows: int = 0
     """Print at most this many sequences of the batch; 0: all."""
     characters: int = 100
@@ -112,7 +112,8 @@ def _open(path: Path) -> tuple[list[TokenSource], RoundsOrder]:
             f"{path}: the run's sources had {order.sizes} samples, the shards in {', '.join(content['shards'])} have"
             f" {sizes}; they were written again since, so the run's batches are gone"
         )
-    if difference := explain_mismatch({"rounds": content.get("rounds", [])}, {"rounds": order.identity().get("rounds", [])}):
+    then, now = ({"rounds": entries.get("rounds", [])} for entries in (content, order.identity()))
+    if difference := explain_mismatch(then, now):
         raise DataError(f"{path}: the selections in {path.parent / 'rounds'} are not those of the run: {difference}")
     return sources, order
 

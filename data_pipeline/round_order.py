@@ -101,8 +101,8 @@ class RoundsOrder(Order):
         begun = self.later[-1].first_step if self.later else 0
         if selection.round != len(self.later) + 2 or selection.first_step <= begun or not selection.units.size:
             raise OrderError(
-                f"round {selection.round} from data step {selection.first_step} with {selection.units.size} units cannot"
-                f" follow round {len(self.later) + 1}, which begins at data step {begun}"
+                f"round {selection.round} from data step {selection.first_step} with {selection.units.size} units"
+                f" cannot follow round {len(self.later) + 1}, which begins at data step {begun}"
             )
         self.later.append(selection)
 

@@ -1,4 +1,4 @@
-"""The ledger of a round: the mean loss of every unit of the data, each once, in one file. And the files it is made from.
+"""The ledger of a round: the mean loss of every unit of the data, each once, in one file; and what it is made from.
 
     RUN/rounds/
         round_1.batches.f32        losses as they were in training: float32 pairs (mean loss, weight), one per batch
@@ -86,7 +86,7 @@ class Ledger:
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, whole or not at all."""
-        tensors = {
+        tensors: dict[str, np.ndarray] = {
             "ids": self.ids_N.astype(np.int64),
             "losses": self.losses_N.astype(np.float32),
             "counts": self.counts_N.astype(np.float32),
@@ -103,7 +103,8 @@ class Ledger:
         try:
             with safe_open(path, framework="numpy") as file:
                 origin = json.loads(file.metadata()["ledger"])
-                return cls(*(file.get_tensor(name) for name in ("ids", "losses", "counts")), origin)
+                ids_N, losses_N, counts_N = (file.get_tensor(name) for name in ("ids", "losses", "counts"))
+                return cls(ids_N, losses_N, counts_N, origin)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise LedgerError(f"{path}: not a ledger of losses ({type(error).__name__}: {error})") from error
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,8 @@ class MultiRound:
             for name, now in self._settings(number - 1)["asked"].items():
                 if (then := selection.settings["asked"][name]) != now:
                     raise ConfigurationError(
-                        f"{name} is {now!r}, but round {number} of {self.run} was chosen with {then!r}; use that again, "
-                        "or choose another output"
+                        f"{name} is {now!r}, but round {number} of {self.run} was chosen with {then!r}; use that "
+                        "again, or choose another output"
                     )
             self.order.add(selection)
 
@@ -143,18 +143,20 @@ class MultiRound:
         path = selection_path(self.run, number + 1)
         settings = self._settings(number) | {"weights": saved.weights if saved else ""}
         kept = _selection_with(path, settings) if self.world.is_main else None
-        (known,) = self.world.sum([float(kept is not None)])
-        if not known:
-            (steps,) = self.world.sum([float(saved.position.data_step if saved else 0)])
-            ledger = self._ledger(number, engine, int(steps), settings, stop)
-            if ledger is None:
+        if not self._on_main(kept is not None):
+            data_steps = self._on_main(saved.position.data_step if saved else 0)
+            if not self._make_ledger(number, engine, data_steps, settings["weights"], stop):
                 return False
             if self.world.is_main:
-                kept = self._choose(number, int(steps), ledger, settings)
+                kept = self._choose(number, data_steps, settings)
                 write_whole(path, kept.to_bytes())
         agreed = self.world.broadcast(np.array([]) if kept is None else np.append(kept.first_step, kept.units))
         self.order.add(Selection(number + 1, int(agreed[0]), self.rounds.unit, agreed[1:]))
         return True
+
+    def _on_main(self, value: int) -> int:
+        """Rank 0's value on every rank. Collective."""
+        return int(self.world.sum([float(value if self.world.is_main else 0)])[0])
 
     def _settings(self, number: int) -> dict[str, Any]:
         """What decides the choice after round `number`, besides the model; `asked` by the names of the fields."""
@@ -162,75 +164,78 @@ class MultiRound:
         asked["rounds.parts"] = self.rounds.parts if self.rounds.scope == "part" else 1
         return {"asked": asked, "gumbel_seed": gumbel_seed(self.config.seed, number + 1)}
 
-    def _ledger(
-        self, number: int, engine: Engine, data_steps: int, settings: Mapping[str, Any], stop: StopSignal
-    ) -> Ledger | None:
-        """The ledger after round `number`, made, finished or read; whole on rank 0 only. None: stopped. Collective."""
-        path = self.run / "rounds" / f"round_{number}.safetensors"
-        origin = {"round": number, "unit": self.rounds.unit, "loss_source": self.rounds.loss_source}
-        origin |= {"weights": settings["weights"]}
-        if self.world.sum([float(self.world.is_main and _has_origin(path, origin))])[0]:
-            return Ledger.load(path) if self.world.is_main else _empty(np.array([]), origin)
-        seen = self.begin_data(2) if self.order.later else data_steps
-        ids_N = np.arange(seen) if self.rounds.unit == "batch" else first_visits(self.order, seen)[0]
-        if self.rounds.loss_source == "log":
-            ledger = self._from_log(number, data_steps, ids_N, origin) if self.world.is_main else _empty(ids_N, origin)
-        else:
-            partial = LossFile(path.with_name(f"round_{number}.{settings['weights'][:16]}.partial"))
-            if not self._rescore(number, engine, ids_N, partial, stop):
-                return None
-            ledger = Ledger(ids_N, *partial.read(0, ids_N.size), origin) if self.world.is_main else _empty(ids_N, origin)
+    def _ledger_path(self, number: int) -> Path:
+        return self.run / "rounds" / f"round_{number}.safetensors"
+
+    def _seen(self, data_steps: int) -> int:
+        """Global batches that round 1 took, at the end of a round whose data ended at `data_steps`."""
+        return self.begin_data(2) if self.order.later else data_steps
+
+    def _make_ledger(self, number: int, engine: Engine, data_steps: int, weights: str, stop: StopSignal) -> bool:
+        """Sees to it that the ledger after round `number` is on disk; False if stopped before. Collective."""
+        path, rounds = self._ledger_path(number), self.rounds
+        origin = {"round": number, "unit": rounds.unit, "loss_source": rounds.loss_source, "weights": weights}
+        if self._on_main(self.world.is_main and _has_origin(path, origin)):
+            return True
+        seen = self._seen(data_steps)
+        ids_N = np.arange(seen) if rounds.unit == "batch" else first_visits(self.order, seen)[0]
+        partial = LossFile(path.with_name(f"round_{number}.{rounds.unit}.{weights[:16]}.partial"))
+        if rounds.loss_source == "frozen" and not self._rescore(number, engine, ids_N, partial, stop):
+            return False
         if self.world.is_main:
+            losses = partial.read(0, ids_N.size) if rounds.loss_source == "frozen" else None
+            ledger = Ledger(ids_N, *losses, origin) if losses else self._from_log(number, data_steps, ids_N, origin)
             ledger.save(path)
-            for partial_path in path.parent.glob(f"round_{number}.*.partial"):
-                partial_path.unlink()
-        return ledger
+            for leftover in path.parent.glob(f"round_{number}.*.partial"):
+                leftover.unlink()
+        return True
 
     def _from_log(self, number: int, data_steps: int, ids_N: np.ndarray, origin: Mapping[str, Any]) -> Ledger:
         """The newest loss that training recorded of every unit: of this round, else of the ledger before it."""
-        before = _empty(ids_N, origin)
-        if number > 1:
-            old = Ledger.load(self.run / "rounds" / f"round_{number - 1}.safetensors")
-            before = Ledger(old.ids_N, old.losses_N, old.counts_N, origin)
-        first = self.begin_data(number)
-        served = [self.order.units(step, self.rounds.unit) for step in range(first, data_steps)]
-        ids_K = np.concatenate(served)
-        return before.updated(ids_K, *record_file(self.run, number, self.rounds.unit).read(0, ids_K.size))
+        if number == 1:
+            unknown_N, none_N = np.full(ids_N.size, np.nan, np.float32), np.zeros(ids_N.size, np.float32)
+            before = Ledger(ids_N, unknown_N, none_N, origin)
+        else:
+            before = replace(Ledger.load(self._ledger_path(number - 1)), origin=origin)
+        steps = range(self.begin_data(number), data_steps)
+        served_K = np.concatenate([self.order.units(step, self.rounds.unit) for step in steps])
+        return before.updated(served_K, *record_file(self.run, number, self.rounds.unit).read(0, served_K.size))
 
     def _rescore(self, number: int, engine: Engine, ids_N: np.ndarray, partial: LossFile, stop: StopSignal) -> bool:
         """Fills `partial` with the losses of all units under the frozen model; False if stopped. Collective."""
-        world, size = self.world, self.order.batch_size
-        unit_size = size if self.rounds.unit == "batch" else 1
-        per_chunk = CHUNK_BATCHES * size // unit_size
-        (done,) = world.sum([float(len(partial) if world.is_main else 0)])
-        first = ids_N.size if done >= ids_N.size else int(done) // per_chunk * per_chunk
-        started, begun = time.perf_counter(), first
-        units, name = engine.task.units_per_sample()
+        world, unit_size = self.world, self.order.batch_size if self.rounds.unit == "batch" else 1
+        per_chunk = CHUNK_BATCHES * self.order.batch_size // unit_size
+        done = self._on_main(len(partial))
+        first = begun = ids_N.size if done >= ids_N.size else done // per_chunk * per_chunk
+        started = time.perf_counter()
         progress = self.telemetry.bar(ids_N.size * unit_size, first * unit_size, "sample", f"rescoring round {number}")
         with progress, engine.evaluating() as module:
             while first < ids_N.size:
                 if world.sum([float(stop.received is not None)])[0]:
                     self.telemetry.say(f"rescoring stopped at {first:,} of {ids_N.size:,} units; continues from there")
                     return False
-                ids_K = ids_N[first : first + per_chunk]
-                samples = ids_K if unit_size == 1 else np.concatenate([self.order.first_round(b) for b in ids_K.tolist()])
-                sums = score_samples(module, engine.task, self.source, samples, world, self.config.batch.micro_size)
+                samples = ids_K = ids_N[first : first + per_chunk]
+                if self.rounds.unit == "batch":
+                    samples = np.concatenate([self.order.first_round(batch) for batch in ids_K.tolist()])
+                losses, labels = score_samples(
+                    module, engine.task, self.source, samples, world, self.config.batch.micro_size
+                )
                 if world.is_main:
-                    partial.write(first, *unit_means(*sums, unit_size))
+                    partial.write(first, *unit_means(losses, labels, unit_size))
                 first += ids_K.size
                 progress.update(samples.size)
-        seconds, scored = time.perf_counter() - started, (ids_N.size - begun) * unit_size
-        if scored:
+        if scored := (ids_N.size - begun) * unit_size:
+            seconds, (units, name) = time.perf_counter() - started, engine.task.units_per_sample()
             rates = {"seconds_rescoring": round(seconds, 3), f"{name}_per_second": scored * units / seconds}
             self.telemetry.row("rescoring", self.last(number), samples=scored, **self.label(number), **rates)
         return True
 
-    def _choose(self, number: int, data_steps: int, ledger: Ledger, settings: Mapping[str, Any]) -> Selection:
+    def _choose(self, number: int, data_steps: int, settings: Mapping[str, Any]) -> Selection:
         """Rank 0: the units of round `number + 1`, drawn from the ledger."""
-        rounds, visits_N = self.rounds, np.ones(ledger.ids_N.size, np.int64)
-        seen = self.begin_data(2) if self.order.later else data_steps
-        count = self.config.later_steps
+        rounds, ledger = self.rounds, Ledger.load(self._ledger_path(number))
+        count, visits_N = self.config.later_steps, np.ones(ledger.ids_N.size, np.int64)
         if rounds.unit == "sample":
+            seen = self._seen(data_steps)
             visits_N = first_visits(self.order, seen)[1]
             count = max(1, round(ledger.ids_N.size * self.config.later_steps / seen))
         choice = choose(
@@ -258,11 +263,6 @@ class MultiRound:
             f"round {number + 1} gets {choice.chosen_K.size:,} of them with mean {choice.chosen_mean:.4f}, "
             f"{choice.shift:+.2f} std{without}"
         )
-
-
-def _empty(ids_N: np.ndarray, origin: Mapping[str, Any]) -> Ledger:
-    """A ledger in which nothing is known yet."""
-    return Ledger(ids_N, np.full(ids_N.size, np.nan, np.float32), np.zeros(ids_N.size, np.float32), origin)
 
 
 def _has_origin(path: Path, origin: Mapping[str, Any]) -> bool:

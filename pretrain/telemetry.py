@@ -1,7 +1,8 @@
 """What a run says about itself: metrics.jsonl, TensorBoard, Weights & Biases, a progress bar. Rank 0 only.
 
-Every row of metrics.jsonl has `kind` (train, valid, eval, event; rescoring, round between rounds), `step` and `seconds` (wall clock of this process).
-On resume the rows after the resumed step are dropped, because those steps are done again.
+Every row of metrics.jsonl has `kind` (train, valid, eval, event; rescoring and round between two rounds), `step` and
+`seconds` (wall clock of this process). On resume the rows after the resumed step are dropped, because those steps are
+done again.
 """
 
 from __future__ import annotations

@@ -247,7 +247,15 @@ class Trainer:
         rates = self.throughput.read(self.unit)
         consumed = {self.unit: position.step * self.config.batch.size * self.units}
         self.telemetry.row(
-            "train", position.step, loss=step.loss, lr=rate, grad_norm=norm, **step.metrics, **consumed, **rates, **label
+            "train",
+            position.step,
+            loss=step.loss,
+            lr=rate,
+            grad_norm=norm,
+            **step.metrics,
+            **consumed,
+            **rates,
+            **label,
         )
         shown = {f"{self.unit}/s": f"{rates[f'{self.unit}_per_second']:,.0f}", "mfu": f"{rates['mfu']:.1%}"}
         self.telemetry.advance(loss=f"{step.loss:.3f}", **shown, **{name: str(value) for name, value in label.items()})

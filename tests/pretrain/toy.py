@@ -1,11 +1,13 @@
 """A user's own Task in a hundred lines: the trainer is told about it by import path alone.
 
 A small network that maps bags of tokens to labels, from a source that lives in memory. `poison` makes the loss of the
-samples it names non-finite, for the tests of the guards.
+samples it names non-finite, for the tests of the guards; `signals` sends this process a signal in the midst of work.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,13 @@ class ToySource:
 
 
 class ToyTask(Task):
-    def __init__(self, size: int = 64, poison: list[int] | None = None) -> None:
-        self.size, self.poison = size, poison or []
+    """`signals` maps "training" or "frozen" to [n, name]: signal `name` is sent in the n-th such forward pass."""
+
+    def __init__(
+        self, size: int = 64, poison: list[int] | None = None, signals: dict[str, list[Any]] | None = None
+    ) -> None:
+        self.size, self.poison, self.signals = size, poison or [], signals or {}
+        self.passes = {"training": 0, "frozen": 0}
 
     def build_model(self, seed: int) -> nn.Module:
         layers = lambda: nn.Sequential(nn.Linear(WIDTH, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, CLASSES))  # noqa: E731
@@ -64,6 +71,7 @@ class ToyTask(Task):
         return float(len(batch["label"]))
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
+        self._count("training" if model.training else "frozen")
         per_sample = F.cross_entropy(model(batch["features"]), batch["label"], reduction="none")
         if self.poison:
             bad = torch.isin(batch["index"], torch.tensor(self.poison))
@@ -71,6 +79,14 @@ class ToyTask(Task):
         return LossOutput(
             per_sample.sum(), per_sample.detach(), torch.ones_like(per_sample), {"first": per_sample[0].detach()}
         )
+
+    def _count(self, mode: str) -> None:
+        if mode == "training":
+            self.passes["frozen"] = 0  # counted from the last training step: rescoring is longer than validation
+        self.passes[mode] += 1
+        after, name = self.signals.get(mode, (0, ""))
+        if self.passes[mode] == after:
+            os.kill(os.getpid(), signal.Signals[name])
 
     def units_per_sample(self) -> tuple[int, str]:
         return 1, "samples"
