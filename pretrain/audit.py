@@ -30,6 +30,7 @@ def audit(
         "batch": f"{config.batch.size} samples = {world.size} ranks x {config.batch.micro_size} x "
         f"{engine.accumulation} micro-batches ({config.batch.size * engine.task.units_per_sample()[0]:,} "
         f"{engine.task.units_per_sample()[1]})",
+        "learning rate": f"peak {engine.peak_lr:.4g}" + (" by the batch rule" if config.optimizer.lr is None else ""),
         "parameters": f"{engine.parameters:,}",
         "optimizer": type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__,
     }

@@ -23,6 +23,7 @@ from pretrain.config import TrainConfig
 from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
 from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
+from pretrain.schedule import warn_of_large_batch
 from pretrain.tasks.base import Task, TaskModule
 
 DEFAULT_BUCKET_ELEMENTS = 500_000_000
@@ -131,9 +132,11 @@ class Engine:
 
     @staticmethod
     def _peak_lr(config: TrainConfig, task: Task) -> float:
-        if config.optimizer.lr is not None:
-            return config.optimizer.lr
-        return config.optimizer.batch_rule.learning_rate(config.batch.size * task.units_per_sample()[0])
+        batch_units = config.batch.size * task.units_per_sample()[0]
+        if config.optimizer.lr is None:
+            return config.optimizer.batch_rule.learning_rate(batch_units)
+        warn_of_large_batch(batch_units)
+        return config.optimizer.lr
 
     @property
     def model(self) -> nn.Module:

@@ -17,7 +17,7 @@ from typing import Literal
 logger = logging.getLogger(__name__)
 
 BATCH_WARNING_TOKENS = 4_000_000
-"""Above this global batch convergence per token degrades (tiny_lm spec, section 8)."""
+"""From this global batch on convergence per token degrades (tiny_lm spec, section 8)."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,17 @@ class BatchRule:
 
     def learning_rate(self, batch_tokens: int) -> float:
         """Peak learning rate for a global batch of `batch_tokens`; warns at 4 M tokens and above."""
-        if batch_tokens >= BATCH_WARNING_TOKENS:
-            logger.warning(
-                "global batch of %d tokens: at 4 M tokens and above convergence per token degrades", batch_tokens
-            )
+        warn_of_large_batch(batch_tokens)
         return self.anchor_lr * (batch_tokens / self.anchor_batch_tokens) ** self.exponent
+
+
+def warn_of_large_batch(batch_tokens: int) -> None:
+    """Warns at 4 M tokens and above, whatever the learning rate."""
+    if batch_tokens >= BATCH_WARNING_TOKENS:
+        logger.warning(
+            "global batch of %s tokens: at 4 M tokens and above convergence per token degrades; lower batch.size",
+            f"{batch_tokens:,}",
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,10 @@ from itertools import pairwise
 
 import pytest
 
+from pretrain.config import BatchConfig, OptimizerConfig, TrainConfig
+from pretrain.engine import Engine
 from pretrain.schedule import BatchRule, ScheduleConfig
+from tests.pretrain.toy import ToyTask
 
 
 def test_cosine_rises_linearly_peaks_and_ends_at_the_final_ratio():
@@ -38,9 +41,29 @@ def test_square_root_batch_rule():
     assert BatchRule(exponent=1).learning_rate(1_000_000) == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize("exponent", [0.0, 0.25, 0.5, 1.0])
+def test_doubling_the_batch_multiplies_the_rate_by_two_to_the_exponent(exponent):
+    rule = BatchRule(exponent=exponent)
+    assert rule.learning_rate(rule.anchor_batch_tokens) == rule.anchor_lr
+    for tokens in (1_000, 491_520, 1_999_999):
+        assert rule.learning_rate(2 * tokens) / rule.learning_rate(tokens) == pytest.approx(2**exponent)
+
+
 def test_warns_at_four_million_tokens(caplog):
     with caplog.at_level(logging.WARNING):
         BatchRule().learning_rate(3_999_999)
         assert not caplog.records
         BatchRule().learning_rate(4_000_000)
     assert "4 M tokens" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 2e-4 * 2**0.5), (1e-3, 1e-3)])
+def test_an_engine_warns_whether_or_not_the_rule_sets_its_rate(caplog, given, expected):
+    class Wide(ToyTask):
+        def units_per_sample(self):
+            return 1_000_000, "tokens"
+
+    config = TrainConfig(task=Wide(), output="", steps=1, batch=BatchConfig(4, 4), optimizer=OptimizerConfig(lr=given))
+    with caplog.at_level(logging.WARNING, logger="pretrain"):
+        assert Engine._peak_lr(config, config.task) == pytest.approx(expected)
+    assert caplog.text.count("global batch of 4,000,000 tokens") == 1
