@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
@@ -10,6 +11,7 @@ from data_pipeline import Loader, Mixture, Order, PrepareConfig, TokenSource, co
 from data_pipeline.__main__ import main
 from data_pipeline.errors import DataError
 from data_pipeline.replay import ReplayConfig, replay
+from data_pipeline.round_order import RoundsOrder, Selection, selection_path
 
 STEP = 1234
 
@@ -81,3 +83,23 @@ def test_runs_that_cannot_be_replayed(run: Path, tmp_path: Path, capsys) -> None
         ReplayConfig(str(run), 0, rows=-1)
     assert main(["replay", "--run", str(run), "--step", "0"]) == 1
     assert capsys.readouterr().err.startswith("data_pipeline replay: ")
+
+
+def test_later_rounds_replay_the_chosen_batches_and_refuse_others(run: Path) -> None:
+    path = run / "order.json"
+    content = json.loads(path.read_text())
+    order = RoundsOrder(content["sizes"], 6, 5, content["weights"], [Selection(2, 8, "batch", np.array([1, 4, 6]))])
+    path.write_text(json.dumps(content | order.identity()))
+    selection = selection_path(run, 2)
+    selection.parent.mkdir()
+    selection.write_bytes(order.later[0].to_bytes())
+
+    def texts(step: int) -> list[tuple[int, str]]:
+        return [(document.sample, document.text) for document in replay(ReplayConfig(str(run), step))]
+
+    for step in (8, 9, 10):
+        assert texts(step) == texts(int(order.units(step, "batch")[0]))
+    assert texts(7) != texts(8) and texts(9) != texts(10)
+    selection.write_bytes(Selection(2, 8, "batch", np.array([1, 4, 5])).to_bytes())
+    with pytest.raises(DataError, match=r"the selections in .*rounds are not those of the run: rounds\[0\]\.units"):
+        texts(8)

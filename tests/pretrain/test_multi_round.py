@@ -16,7 +16,8 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
-from data_pipeline import Order, Selection, selection_path
+from data_pipeline import Order, RoundsOrder, Selection, selection_path
+from data_pipeline.replay import ReplayConfig, replay
 from pretrain.checkpoint import list_checkpoints
 from pretrain.command_line import parse
 from pretrain.distributed import initialise_world
@@ -185,6 +186,21 @@ def test_uniform_and_part_scopes(tmp_path):
     assert not np.array_equal(served(tmp_path / "uniform"), served(tmp_path / "part"))
 
 
+def test_language_model_rounds_weigh_labels_and_replay(tmp_path, tiny_arguments):
+    settings = {"steps": 6, "checkpoint__every": 50, "validation__every": 50, "rounds__count": 2}
+    assert run(tiny_arguments(tmp_path, **settings)) is Outcome.FINISHED
+    config = parse(tiny_arguments(tmp_path, **settings))[0]
+    (source,), _ = config.task.training_sources()
+    order = RoundsOrder([len(source)], 8, config.seed, later=[Selection.load(selection_path(tmp_path, 2))])
+    labels = [sum((source.sample(int(i))["labels"] >= 0).sum() for i in order.batch(step)) for step in range(6)]
+    assert ledger(tmp_path)["counts"].tolist() == labels and min(labels) < 8 * 32  # document ends have no label
+    assert "6 + 3 steps; batch units by loss (frozen)" in json.loads((tmp_path / "audit.json").read_text())["rounds"]
+    for step in (6, 7, 8):
+        (unit,) = order.units(step, "batch").tolist()
+        found = [[(d.sample, d.text) for d in replay(ReplayConfig(str(tmp_path), number))] for number in (step, unit)]
+        assert found[0] == found[1]
+
+
 # Resume -----------------------------------------------------------------------------------------------------------
 
 
@@ -273,8 +289,6 @@ def test_a_rollback_in_round_two_goes_on_in_its_order(tmp_path, whole):
 
 
 def _units_of_round_two(output: Path) -> list[int]:
-    from data_pipeline import RoundsOrder
-
     order = RoundsOrder([SIZE], BATCH, SEED, later=[Selection.load(selection_path(output, 2))])
     return [int(order.units(STEPS + place, "batch")[0]) for place in range(STEPS // 2)]
 
