@@ -111,6 +111,9 @@ def linear_cross_entropy(
             f"linear_cross_entropy: hidden {tuple(hidden_BSD.shape)}, head {tuple(weight_VD.shape)} and labels "
             f"{tuple(labels_BS.shape)} do not fit; expected [B, S, D], [V, D] and [B, S]"
         )
+    if not torch.is_grad_enabled():
+        # A frozen model: `needs_input_grad` looks at the tensors alone, and would have the gradients formed for nothing.
+        hidden_BSD, weight_VD = hidden_BSD.detach(), weight_VD.detach()
     total, losses_N = _LinearCrossEntropy.apply(
         hidden_BSD.reshape(-1, hidden_BSD.shape[-1]),
         weight_VD,
