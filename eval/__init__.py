@@ -1,11 +1,12 @@
-"""Every measurement, and the reports: lm-eval, hidden-state collapse, ablations.
+"""Every measurement, and the reports: lm-eval, hidden-state collapse, forgetting, ablations.
 
-__main__.py, commands.py        python -m eval lm | held-out | local-tasks | collapse | report | ablation; their options
+__main__.py, commands.py        python -m eval lm | held-out | collapse | forgetting | report | ...; their options
 lm.py, loading.py               lm-eval on a run, checkpoint, export or any transformers model
 local_tasks.py, local_formats.py, tasks/   lm-eval on local files in place of the hub; tasks that upstream lacks
 held_out.py                     lm-eval tasks made from held-out text
 hooks.py                        lm-eval during training
 collapse.py                     diversity, effective dimension and isotropy per layer
+forgetting.py                   loss on each part of a run's data, when it was trained and at the end
 ablation.py, ablation_report.py a grid of variants and seeds, its tables and plots
 report.py, templates/, plots.py one self-contained report.html per run
 """

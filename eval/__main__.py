@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "held-out": (commands.HeldOutOptions, "eval.held_out"),
     "local-tasks": (commands.LocalTasksOptions, "eval.local_tasks"),
     "collapse": (commands.CollapseOptions, "eval.collapse"),
+    "forgetting": (commands.ForgettingOptions, "eval.forgetting"),
     "generate": (commands.GenerateOptions, "eval.generate"),
     "report": (commands.ReportOptions, "eval.report"),
     "ablation": (commands.AblationOptions, "eval.ablation"),

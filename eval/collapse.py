@@ -280,14 +280,14 @@ def interleaved(paths: Sequence[Path]) -> Iterator[str]:
         yield from (text for text in texts if text is not None)
 
 
-def named_models(arguments: Sequence[str]) -> dict[str, str]:
+def named_models(arguments: Sequence[str], option: str = "model") -> dict[str, str]:
     """{name: path} from ``NAME=PATH`` or ``PATH``, which is named by its last part. Raises on a name given twice."""
     models: dict[str, str] = {}
     for argument in arguments:
         name, separator, path = argument.rpartition("=")
         name = name if separator else Path(argument).resolve().name
         if name in models:
-            raise CollapseError(f"--model: two models are called {name!r}; give one another name with NAME=PATH")
+            raise CollapseError(f"--{option}: two {option}s are called {name!r}; give one another name with NAME=PATH")
         models[name] = path
     return models
 

@@ -116,6 +116,27 @@ class CollapseOptions:
 
 
 @dataclass(frozen=True)
+class ForgettingOptions:
+    """Compares the loss on each part of a run's data when it was trained with the loss of the final model."""
+
+    run: list[str]
+    """One or more run directories; NAME=PATH gives a run its name in table and plot."""
+    output: str
+    """Folder for forgetting.json and forgetting.png."""
+    parts: int = 8
+    """Sequential parts of round 1."""
+    batches: int | None = None
+    """Global batches to measure in each part, evenly spaced; None takes all."""
+    device: str | None = None
+    """Torch device; None takes the accelerator if there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "batches"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
 class GenerateOptions:
     """Continues a few prompts with an exported model, in plain transformers."""
 

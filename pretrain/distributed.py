@@ -27,8 +27,13 @@ class World:
     size: int
     local_rank: int
     device: torch.device
-    control: dist.ProcessGroup
-    """Host-side (gloo) group of all ranks."""
+    control: dist.ProcessGroup | None = None
+    """Host-side (gloo) group of all ranks; a process alone needs none."""
+
+    @classmethod
+    def alone(cls, device: str) -> World:
+        """This process by itself, outside of any process group."""
+        return cls(0, 1, 0, torch.device(device))
 
     @property
     def is_main(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from data_pipeline import Batch, Source
@@ -73,6 +74,12 @@ class Task(ABC):
     @abstractmethod
     def save_pretrained(self, model: nn.Module, state_dict: Mapping[str, Tensor], directory: Path) -> None:
         """Writes weights and everything needed to load the model without this run (configuration, tokenizer)."""
+
+    def load_model(self, directory: Path) -> nn.Module:
+        """The model that `save_pretrained` wrote. The default serves tasks whose weights are one model.safetensors."""
+        model = self.build_model(0)
+        load_model(model, directory / "model.safetensors")
+        return model
 
     def prepare_model(self, model: nn.Module, activation_checkpointing: bool, compile_model: bool) -> None:
         """Switches recomputation and compilation on, in place. The default serves transformers models."""

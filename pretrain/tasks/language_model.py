@@ -118,6 +118,10 @@ class LanguageModelTask(Task):
         except (ValueError, ImportError) as error:
             raise ConfigurationError(f"task.attention {self.attention!r} or the model's shape: {error}") from error
 
+    def load_model(self, directory: Path) -> nn.Module:
+        disable_progress_bar()  # it would tear the caller's own bar apart
+        return load_causal_lm(directory, attn_implementation=self.attention)
+
     def prepare_model(self, model: nn.Module, activation_checkpointing: bool, compile_model: bool) -> None:
         super().prepare_model(model, activation_checkpointing, compile_model=False)
         if compile_model:
