@@ -112,7 +112,7 @@ def linear_cross_entropy(
             f"{tuple(labels_BS.shape)} do not fit; expected [B, S, D], [V, D] and [B, S]"
         )
     if not torch.is_grad_enabled():
-        # A frozen model: `needs_input_grad` looks at the tensors alone, and would have the gradients formed for nothing.
+        # A frozen model. needs_input_grad looks at the tensors alone, and gradients would be formed for nothing.
         hidden_BSD, weight_VD = hidden_BSD.detach(), weight_VD.detach()
     total, losses_N = _LinearCrossEntropy.apply(
         hidden_BSD.reshape(-1, hidden_BSD.shape[-1]),
