@@ -68,6 +68,8 @@ class Trainer:
         self.order = RoundsOrder([len(s) for s in sources], config.batch.size, config.seed, weights)
         self.world: World = initialise_world()
         accumulation_steps(config, self.world.size)
+        # Taken before a model is built, which may complete the task's configuration.
+        self.fixed_identity = {"data": self.source.identity(), "task": self.task.identity()}
         self.checkpoints = Checkpoints(self.directory / "checkpoints", config.checkpoint, self.world)
         self.telemetry = Telemetry(self.directory, config.telemetry, config.total_steps, self.world.is_main)
         self.rounds = MultiRound(config, self.order, self.source, self.world, self.telemetry)
@@ -206,8 +208,7 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint and its continuation must share, as it will be read back."""
-        identity = {"data": self.source.identity(), "task": self.task.identity(), "order": self.order.identity()}
-        return json.loads(json.dumps(identity))
+        return json.loads(json.dumps(self.fixed_identity | {"order": self.order.identity()}))
 
     def _roll_back(self, position: Position) -> Outcome:
         """Announces a rollback; the caller reloads the checkpoint and steps over the batches since."""

@@ -190,6 +190,8 @@ def test_language_model_rounds_weigh_labels_and_replay(tmp_path, tiny_arguments)
     settings = {"steps": 6, "checkpoint__every": 50, "validation__every": 50, "rounds__count": 2}
     assert run(tiny_arguments(tmp_path, **settings)) is Outcome.FINISHED
     config = parse(tiny_arguments(tmp_path, **settings))[0]
+    meta = json.loads((tmp_path / "checkpoints" / "step_00000009" / "meta.json").read_text())
+    assert meta["identity"]["task"] == json.loads(json.dumps(config.task.identity()))  # as before any model was built
     (source,), _ = config.task.training_sources()
     order = RoundsOrder([len(source)], 8, config.seed, later=[Selection.load(selection_path(tmp_path, 2))])
     labels = [sum((source.sample(int(i))["labels"] >= 0).sum() for i in order.batch(step)) for step in range(6)]
