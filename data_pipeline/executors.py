@@ -8,7 +8,6 @@ ray     the cluster that `ray.init()` finds
 import difflib
 import importlib.util
 import inspect
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,8 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from io import StringIO
-from multiprocessing import get_context, parent_process
-from threading import Thread
+from multiprocessing import get_context
 from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -29,6 +27,7 @@ from datatrove.utils.stats import PipelineStats
 from data_pipeline.errors import PrepareError
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.workspace import Workspace
+from tokenizer.processes import available_cores, end_with_parent
 
 
 class LocalExecutor(LocalPipelineExecutor):
@@ -45,7 +44,7 @@ class LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank)
             return
-        with ProcessPoolExecutor(self.workers, get_context("spawn"), _end_with_parent) as pool:
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), end_with_parent) as pool:
             try:
                 for future in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
                     future.result()
@@ -101,8 +100,7 @@ def make_executor(
     """
     common: dict[str, Any] = {"tasks": tasks, "logging_dir": str(workspace.logs)}
     if config.executor == "local":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return LocalExecutor(pipeline, workers=min(config.workers or cores, tasks), **common)
+        return LocalExecutor(pipeline, workers=min(config.workers or available_cores(), tasks), **common)
     common |= {"workers": config.workers or -1, **config.executor_options}
     if config.executor == "ray":
         return RayPipelineExecutor(pipeline, **common)
@@ -124,15 +122,3 @@ def _check_options(executor: type[PipelineExecutor], options: Mapping[str, Any])
     missing = [name for name, what in free.items() if what.default is what.empty and name not in options]
     if missing:
         raise PrepareError(f"executor_options: {executor.__name__} needs {' and '.join(missing)}")
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when the process that started it is gone: kill -9 leaves no writers behind."""
-
-    def watch() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=watch, daemon=True).start()

@@ -1,4 +1,4 @@
-"""`python -m tokenizer train | inspect`: make a tokenizer, and see what one is made of."""
+"""`python -m tokenizer train | compress | inspect`: make a tokenizer, make it smaller, see what it is made of."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,18 +7,28 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from tokenizer.command_line import add_config_arguments, make_config
+from tokenizer.compress import compress
+from tokenizer.compress_config import CompressConfig
 from tokenizer.inspection import InspectConfig, inspect_tokenizer
 from tokenizer.train import TrainConfig, train_tokenizer
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
     "train": (TrainConfig, train_tokenizer, "Train a SentencePiece tokenizer on a sample of a corpus."),
+    "compress": (CompressConfig, compress, "Cut a smaller tokenizer out of a larger one, by what a corpus uses."),
     "inspect": (InspectConfig, inspect_tokenizer, "Vocabulary, fit to each language, coverage, and cost in a model."),
+}
+
+OTHER_SPELLINGS = {
+    "--vocab-size": ["--vocab_size"],
+    "--out": ["--output"],
+    "--no_closure": ["--closure", "false"],
+    "--no-closure": ["--closure", "false"],
 }
 
 
 def build_parser() -> ArgumentParser:
-    """The parser of both commands; every option is a field of the command's config."""
-    parser = ArgumentParser(prog="python -m tokenizer", description="Train and inspect text tokenizers.")
+    """The parser of all commands; every option is a field of the command's config."""
+    parser = ArgumentParser(prog="python -m tokenizer", description="Train, compress and inspect text tokenizers.")
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, (config_class, _, summary) in COMMANDS.items():
         subparser = ArgumentParser(description=summary)
@@ -30,7 +40,8 @@ def build_parser() -> ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command: 0, or 1 with one line on stderr for input that cannot be used (the parser exits with 2)."""
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed = parser.parse_args([word for argument in given for word in OTHER_SPELLINGS.get(argument, [argument])])
     config_class, command, _ = COMMANDS[parsed.command]
     config = make_config(parser, config_class, parsed[parsed.command].as_dict())
     try:

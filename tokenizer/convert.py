@@ -125,18 +125,24 @@ def write_tokenizer(model: bytes, directory: str | Path) -> None:
         partial.replace(directory / name)
 
 
-def _bpe(proto: ModelProto) -> BPE:
-    """SentencePiece merges any two neighbours whose union is a piece, best score first: so every split is a merge."""
+def bpe_merges(proto: ModelProto) -> list[tuple[float, int, str, str]]:
+    """Merges of a BPE model as (-score of the union, length of the left part, left, right), in order of priority.
+
+    SentencePiece merges any two neighbours whose union is a piece, best score first: so every split is a merge.
+    """
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL and piece.piece != "\0"}
-    merges = [
+    return sorted(
         (-score, len(left), left, right)
         for piece, score in scores.items()
         for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
         if left in scores and right in scores
-    ]
+    )
+
+
+def _bpe(proto: ModelProto) -> BPE:
     return BPE(
         vocab={_bpe_name(id_, piece.piece): id_ for id_, piece in enumerate(proto.pieces)},
-        merges=[(left, right) for _, _, left, right in sorted(merges)],
+        merges=[(left, right) for _, _, left, right in bpe_merges(proto)],
         unk_token=proto.pieces[proto.trainer_spec.unk_id].piece,
         fuse_unk=True,
         byte_fallback=proto.trainer_spec.byte_fallback,

@@ -39,14 +39,16 @@ def open_encoder(directory: str | Path) -> Encoder:
     if model.is_file():
         proto = parse_model(model.read_bytes(), str(model))
         # A model beside an edited tokenizer.json would give other ids, so they must be the same pipeline.
-        if proto.normalizer_spec.name == LOSSLESS and _pipeline(backend) == _pipeline(to_backend(proto, str(model))):
+        if proto.normalizer_spec.name == LOSSLESS and pipeline_of(backend) == pipeline_of(
+            to_backend(proto, str(model))
+        ):
             processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
             return lambda texts: processor.encode(list(texts), num_threads=1)
     return lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _pipeline(backend: Tokenizer) -> dict[str, Any]:
-    """What decides ids: the parts of tokenizer.json that encoding uses."""
+def pipeline_of(backend: Tokenizer) -> dict[str, Any]:
+    """What decides ids: the parts of tokenizer.json that encoding uses, for comparison."""
     content = json.loads(backend.to_str())
     content["added_tokens"] = [(token["id"], token["content"], token["special"]) for token in content["added_tokens"]]
     return {part: content[part] for part in ("model", "normalizer", "pre_tokenizer", "added_tokens")}

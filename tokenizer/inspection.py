@@ -9,6 +9,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 KINDS_SHOWN = 10
+
+
+def check_labels(sample: Sequence[str]) -> None:
+    """Raises ValueError unless every entry is `label=PATH` with a label of its own."""
+    labels = [entry.partition("=")[0] for entry in sample]
+    for entry, label in zip(sample, labels, strict=True):
+        if not label or not entry.partition("=")[2]:
+            raise ValueError(f"sample: {entry!r} must be label=PATH, for example en=valid.en.jsonl")
+        if labels.count(label) > 1:
+            raise ValueError(f"sample: the label {label!r} is there twice")
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,7 @@ class InspectConfig:
         for name in ("width", "layers", "sample_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        labels = [entry.partition("=")[0] for entry in self.sample]
-        for entry, label in zip(self.sample, labels, strict=True):
-            if not label or not entry.partition("=")[2]:
-                raise ValueError(f"sample: {entry!r} must be label=PATH, for example en=valid.en.jsonl")
-            if labels.count(label) > 1:
-                raise ValueError(f"sample: the label {label!r} is there twice")
+        check_labels(self.sample)
 
 
 @dataclass(frozen=True)
@@ -138,15 +144,8 @@ def inspect_tokenizer(config: InspectConfig) -> InspectReport:
     """
     tokenizer = load_tokenizer(config.tokenizer)
     kinds = kinds_of_tokens(tokenizer)
-    texts = {}
-    for entry in config.sample:
-        label, _, path = entry.partition("=")
-        documents = (
-            document.text
-            for file in list_files([path])
-            for document in read_documents(file, config.text_field, refuse_unless_empty)
-        )
-        texts[label] = measure_fit(tokenizer, sample_texts(documents, config.sample_bytes, config.seed).texts, kinds)
+    samples = labelled_samples(config.sample, config.text_field, config.sample_bytes, config.seed)
+    texts = {label: measure_fit(tokenizer, sampled, kinds) for label, sampled in samples.items()}
     report = InspectReport(
         tokenizer=config.tokenizer,
         hash=tokenizer_hash(tokenizer),
@@ -166,6 +165,24 @@ def inspect_tokenizer(config: InspectConfig) -> InspectReport:
     return report
 
 
+def labelled_samples(entries: Sequence[str], text_field: str, sample_bytes: int, seed: int) -> dict[str, list[str]]:
+    """A random sample of whole documents of each `label=PATH`, at most `sample_bytes` each.
+
+    Raises:
+        InvalidDocumentError, ValueError: a file cannot be read; names file and line.
+    """
+    samples = {}
+    for entry in entries:
+        label, _, path = entry.partition("=")
+        documents = (
+            document.text
+            for file in list_files([path])
+            for document in read_documents(file, text_field, refuse_unless_empty)
+        )
+        samples[label] = sample_texts(documents, sample_bytes, seed).texts
+    return samples
+
+
 def measure_fit(tokenizer: "PreTrainedTokenizerBase", texts: list[str], kinds: list[str]) -> TextFit:
     """Encodes and decodes the texts of one language.
 
@@ -183,7 +200,7 @@ def measure_fit(tokenizer: "PreTrainedTokenizerBase", texts: list[str], kinds: l
     tokens = int(counts.sum())
     characters = sum(map(len, texts))
     size = sum(len(text.encode("utf-8")) for text in texts)
-    han = sum(_script(character) == "Han" for text in texts for character in text)
+    han = sum(script_of(character) == "Han" for text in texts for character in text)
     words = sum(len(text.split()) for text in texts)
     frequent = np.sort(counts[counts > 0])[::-1]
     fallback = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in range(0x80, 0x100)]
@@ -240,13 +257,13 @@ def kinds_of_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         elif re.fullmatch("<0x[0-9A-F]{2}>", name):
             kinds.append("bytes")
         else:
-            scripts = {_script(character) for character in tokenizer.decode([id_])} - {"space"} or {"space"}
+            scripts = {script_of(character) for character in tokenizer.decode([id_])} - {"space"} or {"space"}
             letters = scripts - {"digits", "punctuation"}
             kinds.append(min(letters or scripts) if len(letters) < 2 else "mixed")
     return kinds
 
 
-def _script(character: str) -> str:
+def script_of(character: str) -> str:
     """Coarse script of one character, from its Unicode name: Latin, Han, ..., or digits, punctuation, space, other."""
     if character.isspace() or character == SPACE:
         return "space"

@@ -1,5 +1,6 @@
-"""Opens a tokenizer from whatever there is: a directory, a SentencePiece model, a tokenizer.json, a name on the hub."""
+"""Opens a tokenizer from whatever there is: a directory, SentencePiece model, tokenizer.json, GGUF file or hub id."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     """Loads a tokenizer. Text is encoded without special tokens by `encode(text, add_special_tokens=False)`.
 
     Args:
-        path: a directory (tokenizer.json, else a SentencePiece model), a SentencePiece `.model` file (ours or any
-            other), a `tokenizer.json` file, or the id of a repository on the hub.
+        path: a directory (tokenizer.json, else a SentencePiece model, else a GGUF file), a SentencePiece `.model` file
+            (ours or any other), a `tokenizer.json` file, a `.gguf` file (20 seconds, needs the package gguf), or the id
+            of a repository on the hub.
 
     Returns:
         A transformers tokenizer. Of our own tokenizers, and of SentencePiece models, it never reads a special token out
@@ -70,15 +72,20 @@ def _from_directory(directory: Path) -> "PreTrainedTokenizerBase":
         except Exception as error:  # tokenizers raises bare Exception for a damaged file
             raise TokenizerLoadError(f"{directory}: cannot be read as a tokenizer ({error})") from error
     models = sorted(directory.glob("*.model"))
-    if len(models) == 1:
-        return _from_file(models[0])
-    found = ", ".join(model.name for model in models) or "neither"
-    raise TokenizerLoadError(f"{directory}: needs a tokenizer.json or one SentencePiece .model file, found {found}")
+    weights = [] if models else sorted(directory.glob("*.gguf"))
+    if len(models) + len(weights) == 1:
+        return _from_file([*models, *weights][0])
+    found = ", ".join(file.name for file in [*models, *weights]) or "none of them"
+    raise TokenizerLoadError(
+        f"{directory}: needs a tokenizer.json, one SentencePiece .model file or one .gguf file, found {found}"
+    )
 
 
 def _from_file(file: Path) -> "PreTrainedTokenizerBase":
     if file.suffix == ".json":
         return _from_json(file)
+    if file.suffix == ".gguf":
+        return _from_gguf(file)
     try:
         proto = parse_model(file.read_bytes(), str(file))
     except ModelFormatError as error:
@@ -98,6 +105,18 @@ def _from_json(file: Path) -> "PreTrainedTokenizerBase":
     found = {part: [name for name in names if name in vocabulary] for part, names in LIKELY_NAMES.items()}
     named = {part: names[0] for part, names in found.items() if names}
     return _wrapped(backend, {**named, "clean_up_tokenization_spaces": False})
+
+
+def _from_gguf(file: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer inside a GGUF file of weights, as transformers reads it."""
+    from transformers import AutoTokenizer
+
+    if find_spec("gguf") is None:
+        raise TokenizerLoadError(f"{file}: reading GGUF needs the package gguf; pip install 'tinypi[donor]'")
+    try:
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    except Exception as error:  # gguf and transformers raise many unrelated types for a damaged file
+        raise TokenizerLoadError(f"{file}: no tokenizer can be read out of this GGUF file ({error})") from error
 
 
 def _wrapped(backend: Tokenizer, config: dict[str, Any]) -> "PreTrainedTokenizerBase":

@@ -1,0 +1,240 @@
+"""How often a corpus uses each id: streamed, in worker processes, resumable, in bounded memory.
+
+    texts -> parts of 8 MB -> a worker encodes and counts -> COUNTS/<key>.npz    the key is a hash of the part's text
+                                                             and of the tokenizer
+
+A part whose file exists is not encoded again: an interrupted call goes on where it was (it reads the text again, at
+a hundred times the speed of encoding), a corpus that grew costs what is new, other sizes of vocabulary cost nothing.
+
+Token shards need no encoding at all: their ids are counted as they lie on the disk.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from tokenizer.encoder import Encoder
+from tokenizer.processes import end_with_parent
+from tokenizer.sliceable import SliceableTokenizer, open_saved_encoder
+
+PART_BYTES = 8_000_000
+SHARD_BLOCK = 2**22
+"""Ids of a shard that are looked at together."""
+
+
+class CountingError(ValueError):
+    """A corpus that cannot be counted: no text, or shards that are damaged or of another tokenizer."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted."""
+
+    per_id: np.ndarray
+    """Occurrences of every id, [V] int64; without the bos and eos that shards put around documents."""
+    documents: int
+    bytes: int
+    """UTF-8 bytes of the text."""
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.per_id + other.per_id, self.documents + other.documents, self.bytes + other.bytes)
+
+    @classmethod
+    def none(cls, vocab_size: int) -> "Counts":
+        """Nothing counted yet."""
+        return cls(np.zeros(vocab_size, dtype=np.int64), 0, 0)
+
+
+def count_texts(texts: Iterable[str], tokenizer: SliceableTokenizer, folder: Path, workers: int) -> Counts:
+    """Counts the ids of many texts.
+
+    Args:
+        texts: documents; read once, a part at a time.
+        tokenizer: what encodes them.
+        folder: for the counts of finished parts.
+        workers: processes; 1 counts in this one.
+
+    Raises:
+        CountingError: a worker was killed. Counts of finished parts are kept.
+    """
+    name, content = tokenizer.encoder_file
+    key = hashlib.sha256(content).hexdigest()
+    folder = folder / key[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_atomically(folder / name, content)
+    parts = ((part, folder / f"{_part_key(part)}.npz") for part in _parts(texts))
+    count = partial(_count_part, str(folder / name), len(tokenizer.names))
+    if workers == 1:
+        return sum((count(*part) for part in parts), Counts.none(len(tokenizer.names)))
+    try:
+        with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+            return sum(_in_order(pool, count, parts, workers), Counts.none(len(tokenizer.names)))
+    except BrokenProcessPool as error:
+        raise CountingError(
+            "a worker process was killed, probably for want of memory; use fewer workers, and give the same command"
+            " again: what was counted is kept"
+        ) from error
+
+
+def count_shards(directory: Path, tokenizer_hash: str, vocab_size: int) -> Counts:
+    """Counts the ids in the shards that `python -m data_pipeline prepare` wrote (meta.json beside .ds files).
+
+    Raises:
+        CountingError: shards of another tokenizer, truncated shards, or ids outside the vocabulary.
+    """
+    meta = read_shard_meta(directory)
+    if meta["tokenizer_hash"] != tokenizer_hash:
+        raise CountingError(
+            f"{directory}: these shards were made by tokenizer {meta['tokenizer_hash'][:12]}, not by the one to"
+            f" compress, {tokenizer_hash[:12]}; give the text, or that tokenizer ({directory / 'tokenizer'})"
+        )
+    total = np.zeros(vocab_size, dtype=np.int64)
+    for shard in tqdm(meta["shards"], desc="count shards", unit="shard"):
+        ids = map_shard(directory, meta, shard)
+        for start in range(0, len(ids), SHARD_BLOCK):
+            block = np.bincount(ids[start : start + SHARD_BLOCK], minlength=vocab_size)
+            if len(block) > vocab_size:
+                raise CountingError(
+                    f"{directory / shard['file']}: holds token {len(block) - 1}, outside the vocabulary of"
+                    f" {vocab_size}; the file was altered, prepare again"
+                )
+            total += block
+    documents = sum(shard["documents"] for shard in meta["shards"])
+    for name in ("bos_token_id", "eos_token_id"):
+        total[meta[name]] -= documents
+    return Counts(total, documents, sum(shard["bytes"] for shard in meta["shards"]))
+
+
+def shard_texts(directory: Path, backend: Tokenizer, budget: int) -> Iterator[str]:
+    """Texts of documents spread evenly over the shards, decoded; about `budget` tokens of them."""
+    meta = read_shard_meta(directory)
+    total = max(1, sum(shard["tokens"] for shard in meta["shards"]))
+    for shard in meta["shards"]:
+        ids = map_shard(directory, meta, shard)
+        ends = np.fromfile(directory / f"{Path(shard['file']).name}.index", dtype="<u8").astype(np.int64)
+        starts = np.concatenate([[0], ends[:-1]])
+        for number in np.unique(
+            np.linspace(0, len(ends) - 1, min(len(ends), max(1, len(ends) * budget // total)), dtype=np.int64)
+        ):
+            document = ids[starts[number] + 1 : ends[number] - 1]
+            if len(document):
+                yield backend.decode(document.tolist(), skip_special_tokens=False)
+
+
+def is_shard_directory(path: Path) -> bool:
+    """Whether a directory holds finished shards."""
+    return (path / "meta.json").is_file()
+
+
+def read_shard_meta(directory: Path) -> dict[str, Any]:
+    """meta.json of a shard directory.
+
+    Raises:
+        CountingError: not JSON, or fields are missing.
+    """
+    path = directory / "meta.json"
+    try:
+        meta = json.loads(path.read_bytes())
+        needed = {"tokenizer_hash", "token_bytes", "bos_token_id", "eos_token_id", "shards"} - meta.keys()
+    except (ValueError, AttributeError) as error:
+        raise CountingError(f"{path}: not the meta.json of token shards ({error}); prepare again") from error
+    if needed:
+        raise CountingError(f"{path}: field {', '.join(sorted(needed))} is missing; prepare again")
+    return meta
+
+
+def map_shard(directory: Path, meta: dict[str, Any], shard: dict[str, Any]) -> np.ndarray:
+    """The ids of one shard, memory-mapped.
+
+    Raises:
+        CountingError: the file is missing or has another size than meta.json says.
+    """
+    path = directory / Path(shard["file"]).name
+    expected = shard["tokens"] * meta["token_bytes"]
+    found = path.stat().st_size if path.is_file() else -1
+    if found != expected:
+        what = "missing" if found < 0 else f"{found} bytes long, not {expected}"
+        raise CountingError(f"{path}: {what}; copy it again or prepare again")
+    return np.memmap(path, np.dtype(f"<u{meta['token_bytes']}"), mode="r")
+
+
+def _in_order(
+    pool: ProcessPoolExecutor,
+    count: Callable[[list[str], Path], Counts],
+    parts: Iterator[tuple[list[str], Path]],
+    workers: int,
+) -> Iterator[Counts]:
+    """Counts of all parts; no more than twice as many parts as workers are in memory."""
+    waiting: deque[Future[Counts]] = deque()
+    for part in parts:
+        waiting.append(pool.submit(count, *part))
+        if len(waiting) >= 2 * workers:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _count_part(encoder_file: str, vocab_size: int, texts: list[str], file: Path) -> Counts:
+    """One part, from its file or by encoding."""
+    if file.is_file():
+        with np.load(file) as saved:
+            per_id = np.zeros(vocab_size, dtype=np.int64)
+            per_id[saved["ids"]] = saved["counts"]
+            return Counts(per_id, int(saved["documents"]), int(saved["bytes"]))
+    ids = chain.from_iterable(_opened(encoder_file)(texts))
+    per_id = np.bincount(np.fromiter(ids, np.int64), minlength=vocab_size)
+    used = np.flatnonzero(per_id)
+    counts = Counts(per_id, len(texts), sum(len(text.encode()) for text in texts))
+    content = io.BytesIO()
+    np.savez(content, ids=used, counts=per_id[used], documents=counts.documents, bytes=counts.bytes)
+    _write_atomically(file, content.getvalue())
+    return counts
+
+
+@cache
+def _opened(encoder_file: str) -> Encoder:
+    """Opened once in each process; the folder's name is a hash of the file."""
+    return open_saved_encoder(Path(encoder_file))
+
+
+def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        part.append(text)
+        size += len(text.encode())
+        if size >= PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _part_key(texts: list[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial_path.write_bytes(content)
+    partial_path.replace(path)
