@@ -1,10 +1,14 @@
-"""`python -m arch inspect | export`: what a shape costs, and a model in transformers format."""
+"""`python -m arch inspect | export | inherit | bypass`: what a shape costs, a model in transformers format, surgery."""
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 
 def inspect(config: Path, sequence_length: int = 2048) -> None:
@@ -21,7 +25,7 @@ def inspect(config: Path, sequence_length: int = 2048) -> None:
 
 
 def export(
-    model: Path,
+    model: str,
     out: Path,
     tokenizer: Path | None = None,
     dtype: str = "auto",
@@ -31,7 +35,7 @@ def export(
     """Write a model in transformers format; refuses if it does not reload to the same logits.
 
     Args:
-        model: a checkpoint, an export, a plain LLaMA directory, or a GGUF file.
+        model: a run, a checkpoint, an export, a plain LLaMA directory, a GGUF file, or the id of a hub model.
         out: the directory to write.
         tokenizer: a tokenizer directory to put beside the weights; by default the one found in the model's directory.
         dtype: the type of the written weights: auto (as stored), float32, bfloat16 or float16.
@@ -39,33 +43,91 @@ def export(
         overwrite: replace the directory if it exists.
     """
     from .export import export_model
-    from .loading import find_tokenizer, load_causal_lm
+    from .finding import find_tokenizer, resolve_model
+    from .loading import load_causal_lm
 
-    loaded = load_causal_lm(model, dtype=dtype)
-    path = export_model(loaded, out, tokenizer or find_tokenizer(model), tolerance=tolerance, overwrite=overwrite)
+    source = resolve_model(model)
+    loaded = load_causal_lm(source, dtype=dtype)
+    path = export_model(loaded, out, tokenizer or find_tokenizer(source), tolerance=tolerance, overwrite=overwrite)
     print(f"exported to {path}; the reloaded logits agree")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "export": export}
+def inherit(options: Any) -> None:
+    """Cut a small model out of a larger one: layers, heads, neurons, channels, vocabulary."""
+    from .surgery.inherit import inherit as cut_out
+
+    report = cut_out(options)
+    print(f"{report.text()}\nwritten to {report.config.out}; the reloaded logits agree")
+
+
+def bypass(options: Any) -> None:
+    """Measure the loss without runs of consecutive layers, at every position."""
+    from .surgery.bypass_command import bypass as measure
+
+    print(measure(options))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "inspect": inspect,
+    "export": export,
+    "inherit": inherit,
+    "bypass": bypass,
+}
+# Commands whose options are the fields of a dataclass.
+OPTIONS = {
+    "inherit": "InheritConfig",
+    "bypass": "BypassConfig",
+}
 
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands."""
-    parser = ArgumentParser(prog="python -m arch", description="What a model costs, and how it leaves.")
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="python -m arch", description="What a model costs, how it leaves, how it shrinks.")
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, command in COMMANDS.items():
         summary = (command.__doc__ or "").split("\n", 1)[0]
         subparser = ArgumentParser(description=summary)
-        subparser.add_function_arguments(command, as_positional=False)
+        if name in OPTIONS:
+            _add_options(subparser, _options_class(name))
+        else:
+            subparser.add_function_arguments(command, as_positional=False)
         subcommands.add_subcommand(name, subparser, help=summary)
     return parser
 
 
+def _add_options(parser: ArgumentParser, config_class: type) -> None:
+    """An option for every field; `--calibration A B` takes several directories."""
+    helps = {entry.arg_name: entry.description for entry in parse_from_object(config_class).params}
+    parser.add_argument("--calibration", nargs="+", type=str, required=True, help=helps["calibration"])
+    parser.add_class_arguments(config_class, as_positional=False, skip={"calibration"})
+
+
+def _checked(parser: ArgumentParser, command: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The command's arguments; a value that its dataclass of options refuses ends the program like a wrong argument."""
+    if command not in OPTIONS:
+        return options
+    config_class = _options_class(command)
+    nested: dict[str, Any] = {field.name: field.default_factory for field in fields(config_class)}
+    nested = {name: kind for name, kind in nested.items() if is_dataclass(kind)}
+    try:
+        return {"options": config_class(**options | {name: kind(**options[name]) for name, kind in nested.items()})}
+    except ValueError as error:
+        return parser.error(str(error))
+
+
+def _options_class(command: str) -> type:
+    """The dataclass of a command's options."""
+    return getattr(importlib.import_module(".surgery.options", __package__), OPTIONS[command])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0, or 1 with one line on stderr for input that cannot be used (the parser exits with 2)."""
-    parsed = build_parser().parse_args(arguments)
+    parser = build_parser()
+    parsed = parser.parse_args(arguments)
+    options = parsed[parsed.command].as_dict()
     try:
-        COMMANDS[parsed.command](**parsed[parsed.command].as_dict())
+        COMMANDS[parsed.command](**_checked(parser, parsed.command, options))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"arch {parsed.command}: {error}", file=sys.stderr)
         return 1

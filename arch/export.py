@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ def export_model(
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
     tolerance: float = 1e-5,
     overwrite: bool = False,
+    attach: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `model` to `directory` in transformers format and prove that it reloads to the same logits.
 
@@ -55,6 +57,7 @@ def export_model(
             directory of one, which is copied as it is.
         tolerance: the largest difference of a logit, relative to the largest logit (or to 1).
         overwrite: replace `directory` if it exists and holds a model (or nothing).
+        attach: writes further files (.json, .png) into the directory that it is given, which becomes `directory`.
 
     Returns:
         `directory`.
@@ -64,10 +67,7 @@ def export_model(
         ExportError: the reloaded logits differ, or it does not reload; nothing is left behind.
     """
     directory = Path(directory)
-    if directory.exists() and not overwrite:
-        raise FileExistsError(f"{directory}: exists already; choose another directory or overwrite it")
-    if not _replaceable(directory):
-        raise FileExistsError(f"{directory}: holds something other than an exported model, and is not replaced")
+    check_writable(directory, overwrite)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
         written = Path(scratch) / "model"
@@ -78,10 +78,24 @@ def export_model(
             _verify(model, written, tolerance)
         except ExportError as error:
             raise ExportError(f"{directory}: {error}; nothing was written") from None
+        if attach is not None:
+            attach(written)
         if directory.exists():
             directory.replace(Path(scratch) / "replaced")
         written.replace(directory)
     return directory
+
+
+def check_writable(directory: Path, overwrite: bool) -> None:
+    """Refuse a directory that `export_model` would not write; long work asks before it begins.
+
+    Raises:
+        FileExistsError: it exists and `overwrite` is off, or it holds something other than a model.
+    """
+    if directory.exists() and not overwrite:
+        raise FileExistsError(f"{directory}: exists already; choose another directory or overwrite it")
+    if not _replaceable(directory):
+        raise FileExistsError(f"{directory}: holds something other than an exported model, and is not replaced")
 
 
 def _replaceable(directory: Path) -> bool:
@@ -89,7 +103,7 @@ def _replaceable(directory: Path) -> bool:
     if not directory.exists():
         return True
     files = list(directory.iterdir()) if directory.is_dir() else [directory]
-    known = {".json", ".safetensors", ".py", ".model", ".jinja"}
+    known = {".json", ".safetensors", ".py", ".model", ".jinja", ".png"}
     return not files or ((directory / "config.json").is_file() and all(path.suffix in known for path in files))
 
 
@@ -183,4 +197,4 @@ def _reloaded_logits(directory: Path, ids_BS: torch.Tensor, device: str) -> torc
         return load_file(exchange)["logits"]
 
 
-__all__ = ["ExportError", "export_model", "llama_config"]
+__all__ = ["ExportError", "check_writable", "export_model", "llama_config"]

@@ -6,7 +6,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import GgufConfig, LlamaForCausalLM
 
-from .model_config import ModelConfigError, from_transformers, load_model_config
+from .finding import gguf_file
+from .model_config import from_transformers, load_model_config
 from .pangu_pi import PanguPiForCausalLM
 
 
@@ -28,7 +29,7 @@ def load_causal_lm(path: str | Path, **options: Any) -> PanguPiForCausalLM:
         WeightsError: the weights cannot be read, or are not those of the configuration.
     """
     path = Path(path)
-    if gguf := _gguf_file(path):
+    if gguf := gguf_file(path):
         return _from_gguf(gguf, options)
     config = load_model_config(path)
     try:
@@ -47,26 +48,6 @@ def load_causal_lm(path: str | Path, **options: Any) -> PanguPiForCausalLM:
     return model
 
 
-def find_tokenizer(path: str | Path) -> Path | None:
-    """The tokenizer directory of a model directory: its `tokenizer/`, itself if it holds one, or none."""
-    for directory in (Path(path) / "tokenizer", Path(path)):
-        if (directory / "tokenizer_config.json").is_file():
-            return directory
-    return None
-
-
-def _gguf_file(path: Path) -> Path | None:
-    """The GGUF file that `path` is or holds, where it holds no transformers model."""
-    if path.suffix == ".gguf" and path.is_file():
-        return path
-    if not path.is_dir() or (path / "config.json").is_file():
-        return None
-    files = sorted(path.rglob("*.gguf"))
-    if len(files) > 1:
-        raise ModelConfigError(f"{path}: holds {len(files)} GGUF files; name one of them")
-    return files[0] if files else None
-
-
 def _from_gguf(path: Path, options: dict[str, Any]) -> PanguPiForCausalLM:
     """Let transformers dequantise the file into its own LLaMA, and take over its weights."""
     dense = GgufConfig(gguf_file=path.name, dequantize=True)
@@ -76,4 +57,4 @@ def _from_gguf(path: Path, options: dict[str, Any]) -> PanguPiForCausalLM:
     return PanguPiForCausalLM.from_pretrained(None, config=config, state_dict=llama.state_dict(), dtype=llama.dtype)
 
 
-__all__ = ["WeightsError", "find_tokenizer", "load_causal_lm"]
+__all__ = ["WeightsError", "load_causal_lm"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arch.finding import newest_checkpoints
+
 OUR_MODEL_TYPES = frozenset({"pangu_pi", "llama"})
 
 
@@ -48,11 +50,6 @@ def resolve_model(path: str) -> str:
         if (checkpoint / "config.json").is_file() and next(checkpoint.glob("*.safetensors"), None):
             return str(checkpoint)
     raise ModelLoadError(f"model {path!r}: neither a model (config.json) nor a run with a complete checkpoint")
-
-
-def newest_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run directory, newest first; one that is being written still ends in ``.tmp``."""
-    return sorted((p for p in (run / "checkpoints").glob("step_*") if p.is_dir() and p.suffix != ".tmp"), reverse=True)
 
 
 def load_model(

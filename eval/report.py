@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from arch.finding import newest_checkpoints
 from eval.commands import ReportOptions
-from eval.loading import newest_checkpoints
 from eval.plots import line_chart
 from eval.run_record import RunRecord, finite, read_run
 

@@ -1,0 +1,12 @@
+"""What can be wrong with a request to cut a model."""
+
+
+class SurgeryError(ValueError):
+    """The donor cannot be cut to the target; the message says which field of the target to change, and to what."""
+
+
+class CalibrationError(ValueError):
+    """The calibration shards cannot be read, or are not for this donor and vocabulary."""
+
+
+__all__ = ["CalibrationError", "SurgeryError"]
