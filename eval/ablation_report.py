@@ -3,58 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from eval.ablation import AblationError, Grid
+from eval.ablation import Ablation
+from eval.grid import GridError
+from eval.grid_report import Measured, markdown_table, paired_difference, spread, valid_metric, verdict
 from eval.plots import PALETTE, figure
-
-Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Variant minus base over the seeds that both have."""
-
-    mean: float
-    standard_error: float
-    half_width: float
-    """Half of the 95 % confidence interval (Student's t)."""
-    seeds: int
-
-    @property
-    def clear(self) -> bool:
-        """Whether the confidence interval leaves out zero."""
-        return abs(self.mean) > self.half_width
-
-
-def paired_difference(variant: Mapping[int, float], base: Mapping[int, float]) -> PairedDifference:
-    """The mean of per-seed differences and its standard error; infinite with fewer than two common seeds."""
-    from scipy.stats import t
-
-    differences = [variant[seed] - base[seed] for seed in variant if seed in base]
-    count = len(differences)
-    if count == 0:
-        return PairedDifference(math.nan, math.inf, math.inf, 0)
-    error = stdev(differences) / math.sqrt(count) if count > 1 else math.inf
-    factor = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else math.inf
-    return PairedDifference(mean(differences), error, factor * error, count)
-
-
-def spread(values: Sequence[float], digits: int = 4) -> str:
-    """``mean ± sd`` over seeds, or the single value."""
-    text = f"{mean(values):.{digits}f}"
-    return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
-def valid_metric(cells: Mapping[int, Mapping[str, Any]], name: str) -> dict[int, float]:
-    """{seed: value} of one validation number."""
-    return {seed: cell["valid"][name] for seed, cell in cells.items() if name in cell["valid"]}
-
 
 def metric_names(measured: Measured) -> list[str]:
     """``loss`` and the bits per byte of every language."""
@@ -62,7 +18,7 @@ def metric_names(measured: Measured) -> list[str]:
     return ["loss", *(name for name in first["valid"] if name.startswith("bits_per_byte"))]
 
 
-def comparison_table(grid: Grid, measured: Measured, latency: Mapping[str, Mapping[str, float]]) -> list[str]:
+def comparison_table(grid: Ablation, measured: Measured, latency: Mapping[str, Mapping[str, float]]) -> list[str]:
     """One row per variant."""
     names = metric_names(measured)
     titles = {name: name.replace("bits_per_byte/", "bits/byte ") for name in names}
@@ -100,36 +56,17 @@ def layer_table(measured: Measured, name: str, digits: int) -> list[str]:
     return markdown_table(["variant", *(str(layer) for layer in range(depth))], rows)
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+def verdicts(grid: Ablation, measured: Measured) -> list[str]:
+    """One sentence per variant: better, worse, or within noise."""
+    base = valid_metric(measured[grid.base], "loss")
     return [
-        f"| {' | '.join(columns)} |",
-        f"|{'|'.join(' --- ' for _ in columns)}|",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        f"- `{variant}`: " + verdict(paired_difference(valid_metric(by_seed, "loss"), base), "nats", grid.base)
+        for variant, by_seed in measured.items()
+        if variant != grid.base
     ]
 
 
-def verdicts(grid: Grid, measured: Measured) -> list[str]:
-    """One sentence per variant: better, worse, or within noise."""
-    base = valid_metric(measured[grid.base], "loss")
-    lines = []
-    for variant, by_seed in measured.items():
-        if variant == grid.base:
-            continue
-        difference = paired_difference(valid_metric(by_seed, "loss"), base)
-        if difference.seeds < 2:
-            verdict = "one common seed: no statement about noise"
-        elif difference.clear:
-            verdict = (
-                f"{'lower' if difference.mean < 0 else 'higher'} loss than `{grid.base}`, beyond the noise of the seeds"
-            )
-        else:
-            verdict = f"not distinguishable from `{grid.base}`"
-        lines.append(f"- `{variant}`: {difference.mean:+.4f} nats ({difference.seeds} seeds): {verdict}.")
-    return lines
-
-
-def save_plots(grid: Grid, measured: Measured, directory: Path) -> list[Path]:
+def save_plots(grid: Ablation, measured: Measured, directory: Path) -> list[Path]:
     """loss.png (paired differences seed by seed) and layers.png (collapse metrics by layer)."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / "loss.png", directory / "layers.png"]
@@ -175,11 +112,11 @@ def save_plots(grid: Grid, measured: Measured, directory: Path) -> list[Path]:
 
 
 def write_ablation_report(
-    grid: Grid, measured: Measured, latency: Mapping[str, Mapping[str, float]], config: str
+    grid: Ablation, measured: Measured, latency: Mapping[str, Mapping[str, float]], config: str
 ) -> Path:
-    """Writes the Markdown and its plots. Raises `AblationError` when the base has no finished cell."""
+    """Writes the Markdown and its plots. Raises `GridError` when the base has no finished cell."""
     if grid.base not in measured:
-        raise AblationError(f"{grid.output}: no finished cell of the base variant {grid.base!r} yet")
+        raise GridError(f"{grid.output}: no finished cell of the base variant {grid.base!r} yet")
     path = Path(grid.report)
     plots = save_plots(grid, measured, path.with_suffix(""))
     done = sum(len(by_seed) for by_seed in measured.values())

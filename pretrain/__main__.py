@@ -7,7 +7,8 @@ import sys
 from jsonargparse import ArgumentParser
 
 from pretrain.errors import ConfigurationError
-from pretrain.quickstart import QuickstartConfig, StepFailed, next_steps, quickstart
+from pretrain.pipeline import StepFailed
+from pretrain.quickstart import QuickstartConfig, next_steps, quickstart
 from tokenizer.command_line import add_config_arguments, make_config
 
 

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from eval.__main__ import main
-from eval.ablation import AblationError, cells, is_trained, read_grid, train_all
+from eval.ablation import Ablation
 from eval.ablation_report import comparison_table, paired_difference, verdicts, write_ablation_report
+from eval.grid import GridError, cells, is_trained, planned_steps, read_grid, train_all
 from eval.latency import compare_latency
 from eval.loading import load_model
 
@@ -81,27 +82,27 @@ def test_a_failed_cell_stops_with_its_message_and_is_done_next_time(grid_file, c
     message = capsys.readouterr().err.splitlines()[-1]
     assert "both/seed1: training ended with code 1" in message and "stub: out of luck" in message
     (grid_file.parent / "fail").unlink()
-    done = [cell.directory for cell in cells(read_grid(grid_file)) if is_trained(cell)]
-    train_all(read_grid(grid_file))
+    done = [cell.directory for cell in cells(read_grid(grid_file, Ablation)) if is_trained(cell)]
+    train_all(read_grid(grid_file, Ablation))
     again = calls(grid_file)
     assert all(again.count(str(directory)) == 1 for directory in done)
-    assert all(is_trained(cell) for cell in cells(read_grid(grid_file)))
+    assert all(is_trained(cell) for cell in cells(read_grid(grid_file, Ablation)))
 
 
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(grid_file):
-    grid = read_grid(grid_file)
+    grid = read_grid(grid_file, Ablation)
     train_all(grid)
     other = replace(grid, overrides={"optimizer.lr": 0.1})
-    with pytest.raises(AblationError, match=r"base/seed1 was trained with other settings"):
+    with pytest.raises(GridError, match=r"base/seed1 was trained with other settings"):
         train_all(other)
     train_all(replace(grid, launcher=["deepspeed", "--num_accelerators", "2"]))  # how it is started decides nothing
     grid_file.with_name("base.yaml").write_text("steps: 8\n")
-    with pytest.raises(AblationError, match=r"settings\.json differs"):
+    with pytest.raises(GridError, match=r"settings\.json differs"):
         train_all(grid)
 
 
 def test_commands_override_by_dotted_name(grid_file):
-    cell = cells(read_grid(grid_file))[1]
+    cell = cells(read_grid(grid_file, Ablation))[1]
     text = " ".join(cell.command)
     assert (cell.variant, cell.seed) == ("both", 1)
     start = f"pretrain/train.py --config {grid_file.parent}/base.yaml"
@@ -127,7 +128,7 @@ def fake(losses, dimension=5.0):
 
 
 def test_noise_is_called_noise(grid_file):
-    grid = read_grid(grid_file)
+    grid = read_grid(grid_file, Ablation)
     base = fake({1: 3.0, 2: 3.1, 3: 3.2})
     same = verdicts(grid, {"base": base, "both": fake({1: 3.01, 2: 3.0, 3: 3.25})})
     assert same == ["- `both`: -0.0133 nats (3 seeds): not distinguishable from `base`."]
@@ -138,13 +139,13 @@ def test_noise_is_called_noise(grid_file):
 
 
 def test_the_report_of_a_half_done_grid(grid_file):
-    grid = read_grid(grid_file)
+    grid = read_grid(grid_file, Ablation)
     measured = {"base": fake({1: 3.0, 2: 3.1}), "both": fake({1: 2.9})}
     table = comparison_table(grid, measured, {"base": {"median": 1.0, "lower": 0.9, "upper": 1.2}})
     assert "1.00 (0.90-1.20)" in table[2] and "3.0500 ± 0.0707" in table[2] and "2.9000 |" in table[3]
     text = write_ablation_report(grid, measured, {}, "grid.yaml").read_text()
     assert "3 of 6 cells" in text and "one common seed" in text
-    with pytest.raises(AblationError, match="no finished cell of the base variant"):
+    with pytest.raises(GridError, match="no finished cell of the base variant"):
         write_ablation_report(grid, {"both": fake({1: 2.9})}, {}, "grid.yaml")
 
 
@@ -161,8 +162,8 @@ def test_the_report_of_a_half_done_grid(grid_file):
 def test_grid_errors_name_the_field(grid_file, change, message):
     content = yaml.safe_load(grid_file.read_text()) | change
     grid_file.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
-    with pytest.raises(AblationError, match=message):
-        read_grid(grid_file)
+    with pytest.raises(GridError, match=message):
+        read_grid(grid_file, Ablation)
 
 
 def test_the_shipped_grids_are_readable():
@@ -170,7 +171,7 @@ def test_the_shipped_grids_are_readable():
 
     for path in sorted((Path(__file__).parents[2] / "configs" / "pangu_pi").glob("ablation_*.yaml")):
         if "variants" in yaml.safe_load(path.read_text()):
-            assert len(cells(read_grid(path))) >= 15
+            assert len(cells(read_grid(path, Ablation))) >= 15
 
 
 def test_latency_is_measured_in_turns(tiny_model):

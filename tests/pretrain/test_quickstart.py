@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import __main__ as front_door
-from pretrain.quickstart import Pipeline, StepFailed
+from pretrain.pipeline import Pipeline, StepFailed
 
 
 def test_sources_follow_one_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
