@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "generate": (commands.GenerateOptions, "eval.generate"),
     "report": (commands.ReportOptions, "eval.report"),
     "ablation": (commands.AblationOptions, "eval.ablation"),
+    "ladder": (commands.LadderOptions, "eval.ladder"),
+    "shapes": (commands.ShapesOptions, "eval.shapes"),
 }
 
 

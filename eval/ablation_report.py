@@ -12,6 +12,7 @@ from eval.grid import GridError
 from eval.grid_report import Measured, markdown_table, paired_difference, spread, valid_metric, verdict
 from eval.plots import PALETTE, figure
 
+
 def metric_names(measured: Measured) -> list[str]:
     """``loss`` and the bits per byte of every language."""
     first = next(iter(next(iter(measured.values())).values()))

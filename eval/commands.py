@@ -5,7 +5,7 @@ Kept apart from the code that does the work, so that ``--help`` and argument err
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -176,3 +176,30 @@ class AblationOptions:
     """YAML of the grid (see configs/pangu_pi/)."""
     stage: Literal["all", "train", "evaluate", "report"] = "all"
     """Stop after training, after evaluation, or only rewrite the tables from what is there."""
+
+
+@dataclass(frozen=True)
+class ShapesOptions:
+    """Trains parameter-matched shapes on the same tokens: quality against tokens/s, and what correlates with it."""
+
+    config: str
+    """YAML of the sweep (see configs/ladder/)."""
+    stage: Literal["all", "list", "train", "evaluate", "report"] = "all"
+    """Only list the shapes, stop after training or evaluation, or only rewrite the report from what is there."""
+
+
+@dataclass(frozen=True)
+class LadderOptions:
+    """The tiny-model recipe one trick after another, at one parameter budget; resumes after any kill."""
+
+    config: str
+    """YAML of the ladder (see configs/ladder/)."""
+    define: list[str] = field(default_factory=list)
+    """NAME=VALUE for the definitions of the YAML, such as donor=PATH; `package:NAME` is an installed package's folder."""
+    stage: Literal["all", "prepare", "train", "evaluate", "report"] = "all"
+    """Stop after the preparation or the training, measure only, or only rewrite the report from what is there."""
+
+    def __post_init__(self) -> None:
+        for entry in self.define:
+            if not entry.partition("=")[0] or not entry.partition("=")[2]:
+                raise ValueError(f"--define {entry}: must be NAME=VALUE")

@@ -85,6 +85,11 @@ def read_grid(path: Path, kind: type[GridType]) -> GridType:
     Raises:
         GridError: naming the file and the field at fault.
     """
+    return build_grid(read_mapping(path), path, kind)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The YAML file's mapping. Raises `GridError` when there is none."""
     if not path.is_file():
         raise GridError(f"{path}: there is no such file")
     try:
@@ -93,6 +98,15 @@ def read_grid(path: Path, kind: type[GridType]) -> GridType:
         raise GridError(f"{path}: not YAML: {error}") from None
     if not isinstance(content, dict):
         raise GridError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    return content
+
+
+def build_grid(content: Mapping[str, Any], path: Path, kind: type[GridType]) -> GridType:
+    """A grid from its fields; `path` is named in the errors.
+
+    Raises:
+        GridError: a field is missing, unknown or has a value that cannot be.
+    """
     known = {f.name for f in fields(kind)}
     required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(required - set(content)):
@@ -101,7 +115,7 @@ def read_grid(path: Path, kind: type[GridType]) -> GridType:
         raise GridError(f"{path}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
     try:
         grid = kind(**content)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise GridError(f"{path}: {error}") from None
     if not Path(grid.config).is_file():
         raise GridError(f"{path}: config {grid.config} is not there")

@@ -71,3 +71,13 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
         f"|{'|'.join(' --- ' for _ in columns)}|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
+
+
+def bits_per_byte(cells: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    """{seed: mean bits per byte over the validation languages}: what models of different tokenizers are compared by."""
+    found = {}
+    for seed, cell in cells.items():
+        values = [value for name, value in cell["valid"].items() if name.startswith("bits_per_byte/")]
+        if values:
+            found[seed] = mean(values)
+    return found

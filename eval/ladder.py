@@ -1,0 +1,215 @@
+"""The ladder: the tiny-model recipe, one trick after another, at one parameter budget (tiny_lm sections 1 and 12.13).
+
+    ladder.yaml --> preparation: commands, each done once (shards, compressed tokenizer, inherited weights)
+                --> a grid of runs (`eval/grid.py`): the cumulative rows, and controls of equal tokens
+                --> bits per byte, lm-eval, learning curves --> one table and one plot (`eval/ladder_report.py`)
+
+Rows with different tokenizers are compared by bits per byte, never by loss. Everything resumes: finished commands and
+cells are not done again, and a cell that was cut off goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.commands import LadderOptions
+from eval.grid import (
+    Cell,
+    Grid,
+    GridError,
+    build_grid,
+    measure_all,
+    read_mapping,
+    results,
+    train_all,
+    training_facts,
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the preparation."""
+
+    name: str
+    """Short name of its mark."""
+    title: str
+    """What it does, for the terminal."""
+    output: str
+    """What it makes."""
+    command: str
+    """The command line; a leading ``python`` is this interpreter."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Variants set beside each other, outside of the ladder."""
+
+    title: str
+    """Heading in the report."""
+    base: str
+    """Variant that the others are compared with."""
+    variants: list[str]
+    """The others."""
+    notes: str = ""
+    """Markdown under the heading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder(Grid):
+    """The ladder's YAML. `{name}` in any string stands for a definition."""
+
+    rows: list[str]
+    """Variants of the ladder, from the baseline up; each is compared with the one before."""
+    titles: dict[str, str]
+    """What to call each variant in the tables."""
+    paper: dict[str, float] = field(default_factory=dict)
+    """The gain that the paper reports for a row, in points of its average score."""
+    comparisons: list[dict[str, Any]] = field(default_factory=list)
+    """Controls; fields of `Comparison`."""
+    preparation: list[dict[str, str]] = field(default_factory=list)
+    """Commands to run first, in order; fields of `Step`."""
+    definitions: dict[str, str | None] = field(default_factory=dict)
+    """Values for `{name}`; one that is null must be given on the command line."""
+    tolerance: float = 0.03
+    """Largest relative distance of a row's parameters from the first row's."""
+    benchmarks: str | None = None
+    """Folder of local benchmark files for `tasks`; null takes them from the hub."""
+    tasks: list[str] = field(default_factory=list)
+    """lm-eval tasks to run on every cell."""
+    limit: int | None = None
+    """Documents per task."""
+
+    def __post_init__(self) -> None:
+        for name in (*self.rows, *(n for c in self.comparisons for n in (c["base"], *c["variants"]))):
+            if name not in self.variants:
+                raise ValueError(f"{name!r} is not among the variants")
+        for name in self.variants:
+            if name not in self.titles:
+                raise ValueError(f"titles: there is none for {name!r}")
+        self.compared()
+        self.steps_before()
+
+    def compared(self) -> list[Comparison]:
+        """The controls."""
+        return [Comparison(**fields) for fields in self.comparisons]
+
+    def steps_before(self) -> list[Step]:
+        """The preparation."""
+        return [Step(**fields) for fields in self.preparation]
+
+
+def read_ladder(path: Path, given: Mapping[str, str]) -> Ladder:
+    """Reads a ladder and puts its definitions in.
+
+    Args:
+        path: the YAML.
+        given: definitions from the command line; they override the file's.
+
+    Raises:
+        GridError: naming the file and the field or the definition at fault.
+    """
+    content = read_mapping(path)
+    defaults = content.get("definitions") or {}
+    if unknown := sorted(set(given) - set(defaults)):
+        raise GridError(f"{path}: --define {unknown[0]}: there is no such definition; known are {', '.join(defaults)}")
+    values = {**defaults, **given}
+    if missing := [name for name, value in values.items() if value is None]:
+        raise GridError(f"{path}: {missing[0]} is not defined; give --define {missing[0]}=VALUE")
+    values = {name: _located(name, str(value)) for name, value in values.items()}
+    return build_grid(_filled(content, values), path, Ladder)
+
+
+def _located(name: str, value: str) -> str:
+    """``package:NAME`` becomes the folder of that installed package."""
+    kind, separator, package = value.partition(":")
+    if kind != "package" or not separator:
+        return value
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise GridError(f"{name}: there is no installed package {package!r}; install it, or give --define {name}=PATH")
+    return spec.submodule_search_locations[0]
+
+
+def _filled(content: Any, values: Mapping[str, str]) -> Any:
+    """`content` with every ``{name}`` of `values` in its strings replaced."""
+    if isinstance(content, str):
+        for name, value in values.items():
+            content = content.replace("{" + name + "}", value)
+        return content
+    if isinstance(content, dict):
+        return {key: _filled(value, values) for key, value in content.items()}
+    return [_filled(item, values) for item in content] if isinstance(content, list) else content
+
+
+def prepare(ladder: Ladder) -> None:
+    """Runs the preparation's commands that are not done yet.
+
+    Raises:
+        StepFailed: a command failed; its own message is above.
+    """
+    from pretrain.pipeline import Pipeline
+
+    pipeline = Pipeline(Path(ladder.output))
+    for step in ladder.steps_before():
+        words = shlex.split(step.command)
+        words = [sys.executable, *words[1:]] if words[0] == "python" else words
+        pipeline.run(step.name, step.title, Path(step.output), *words)
+
+
+def measure_cell(cell: Cell, ladder: Ladder) -> dict[str, Any]:
+    """A cell's validation, learning curve, size, text seen, and lm-eval scores."""
+    import yaml
+
+    from arch import count_parameters, load_model_config
+    from data_pipeline import Meta
+    from eval.lm import evaluate, flatten
+    from eval.loading import resolve_model
+    from eval.run_record import read_run
+
+    record = read_run(cell.directory)
+    config = load_model_config(resolve_model(str(cell.directory)))
+    parameters = count_parameters(config)
+    task = yaml.safe_load((cell.directory / "config.yaml").read_text(encoding="utf-8"))["task"]["init_args"]
+    shards = [Meta.load(directory) for directory in task["train"]]
+    facts = training_facts(cell)
+    per_token = sum(meta.bytes for meta in shards) / sum(meta.tokens for meta in shards)
+    per_step = facts["tokens"] / record.rows["train"][-1]["step"]
+    scores: dict[str, Any] = {}
+    if ladder.tasks:
+        raw = evaluate(str(cell.directory), ladder.tasks, data=ladder.benchmarks, limit=ladder.limit, bootstrap_iters=0)
+        scores = flatten(raw)
+    return {
+        **facts,
+        "parameters": parameters.total,
+        "embedding_share": parameters.embedding_and_head_share,
+        "vocabulary": config.vocab_size,
+        "shape": f"{config.num_hidden_layers} x {config.hidden_size}",
+        "bytes": facts["tokens"] * per_token,
+        "curve": [
+            [row["step"] * per_step, {name: value for name, value in row.items() if name.startswith("bits_per_byte/")}]
+            for row in record.rows["valid"]
+        ],
+        "scores": scores,
+    }
+
+
+def run(options: LadderOptions) -> None:
+    """``python -m eval ladder``."""
+    from eval.ladder_report import write_ladder_report
+
+    pairs = [entry.partition("=") for entry in options.define]
+    ladder = read_ladder(Path(options.config), {name: value for name, _, value in pairs})
+    if options.stage in ("all", "prepare", "train"):
+        prepare(ladder)
+    if options.stage in ("all", "train"):
+        train_all(ladder)
+    if options.stage in ("all", "evaluate"):
+        measure_all(ladder, lambda cell: measure_cell(cell, ladder))
+    if options.stage in ("all", "evaluate", "report"):
+        print(f"written: {write_ladder_report(ladder, results(ladder), options)}")
