@@ -1,6 +1,6 @@
 """Which additions help: variants of a model beside a base, by validation loss, collapse metrics and latency.
 
-The runs are a grid (`eval/grid.py`); `eval/ablation_report.py` writes the tables with paired differences, and the plots.
+The runs are a grid (`eval/grid.py`); `eval/ablation_report.py` writes tables with paired differences, and plots.
 Beside the cells lies latency.json: milliseconds per generated token, all variants interleaved.
 """
 

@@ -195,7 +195,7 @@ class LadderOptions:
     config: str
     """YAML of the ladder (see configs/ladder/)."""
     define: list[str] = field(default_factory=list)
-    """NAME=VALUE for the definitions of the YAML, such as donor=PATH; `package:NAME` is an installed package's folder."""
+    """NAME=VALUE for definitions of the YAML, such as donor=PATH; `package:NAME` is an installed package's folder."""
     stage: Literal["all", "prepare", "train", "evaluate", "report"] = "all"
     """Stop after the preparation or the training, measure only, or only rewrite the report from what is there."""
 

@@ -190,7 +190,7 @@ def train(cell: Cell, threads: int | None) -> None:
 
 
 def train_all(grid: Grid) -> None:
-    """Trains every cell that is not trained yet, `grid.jobs` at a time; the bar counts steps and tells the time left."""
+    """Trains every cell that is not trained yet, `grid.jobs` at a time; the bar counts steps and has an ETA."""
     waiting = [cell for cell in cells(grid) if not is_trained(cell)]
     total = sum(map(planned_steps, waiting))
     begun = sum(map(_logged_step, waiting))

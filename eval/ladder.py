@@ -75,7 +75,7 @@ class Ladder(Grid):
     preparation: list[dict[str, str]] = field(default_factory=list)
     """Commands to run first, in order; fields of `Step`."""
     definitions: dict[str, str | None] = field(default_factory=dict)
-    """Values for `{name}`; one that is null must be given on the command line."""
+    """Values for `{name}`, in which those above can be used; one that is null must be given on the command line."""
     tolerance: float = 0.03
     """Largest relative distance of a row's parameters from the first row's."""
     benchmarks: str | None = None
@@ -121,8 +121,10 @@ def read_ladder(path: Path, given: Mapping[str, str]) -> Ladder:
     values = {**defaults, **given}
     if missing := [name for name, value in values.items() if value is None]:
         raise GridError(f"{path}: {missing[0]} is not defined; give --define {missing[0]}=VALUE")
-    values = {name: _located(name, str(value)) for name, value in values.items()}
-    return build_grid(_filled(content, values), path, Ladder)
+    located: dict[str, str] = {}
+    for name, value in values.items():  # a definition may use those above it
+        located[name] = _located(name, _filled(str(value), located))
+    return build_grid(_filled(content, located), path, Ladder)
 
 
 def _located(name: str, value: str) -> str:

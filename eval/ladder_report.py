@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -150,7 +151,7 @@ def score_table(ladder: Ladder, measured: Measured) -> list[str]:
 
 def tokens_to_reach(curve: Sequence[tuple[float, float]], target: float) -> float | None:
     """Tokens at which a falling curve first meets `target`, between the measured points linearly; None if never."""
-    for (tokens, value), (next_tokens, next_value) in zip(curve, curve[1:], strict=False):
+    for (tokens, value), (next_tokens, next_value) in pairwise(curve):
         if value <= target:
             return tokens
         if next_value <= target:
@@ -169,7 +170,7 @@ def _verdicts(ladder: Ladder, measured: Measured) -> list[str]:
     return [
         f"- {ladder.titles[row]}: "
         + verdict(paired_difference(bits_per_byte(measured[row]), bits_per_byte(measured[before])), "bits/byte", before)
-        for before, row in zip(rows, rows[1:], strict=False)
+        for before, row in pairwise(rows)
     ]
 
 

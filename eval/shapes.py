@@ -33,6 +33,7 @@ class Shape:
     intermediate_size: int
     num_attention_heads: int
     num_key_value_heads: int
+    head_dim: int
     parameters: int
 
     @property
@@ -96,16 +97,16 @@ def find_shapes(sweep: Shapes) -> Iterator[Shape]:
         heads = width // sweep.head_dim
         groups = heads // sweep.heads_per_group if heads % sweep.heads_per_group == 0 else heads
         for depth in sorted(sweep.depths):
-            shape = {"num_hidden_layers": depth, "hidden_size": width}
+            shape = {"num_hidden_layers": depth, "hidden_size": width, "head_dim": sweep.head_dim}
             shape |= {"num_attention_heads": heads, "num_key_value_heads": groups}
-            fixed = {**sweep.model, **shape, "head_dim": sweep.head_dim}
+            fixed = {**sweep.model, **shape}
             one, two = (_parameters(fixed, size) for size in (FFN_MULTIPLE, 2 * FFN_MULTIPLE))
             steps = round((sweep.parameters - one) / (two - one))  # parameters are linear in the FFN size
             size = FFN_MULTIPLE * (1 + max(0, steps))
             total = _parameters(fixed, size)
             near = abs(total / sweep.parameters - 1) <= sweep.tolerance
             if near and sweep.ffn_rates[0] <= size / width <= sweep.ffn_rates[1]:
-                yield Shape(depth, width, size, heads, groups, total)
+                yield Shape(depth, width, size, heads, groups, sweep.head_dim, total)
 
 
 def _parameters(fields: dict[str, Any], intermediate_size: int) -> int:

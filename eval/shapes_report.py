@@ -31,7 +31,7 @@ def correlations(
 
     names = list(loss)
     quality = [-loss[name] for name in names]
-    properties = {
+    properties: dict[str, list[float]] = {
         "depth": [shapes[name].num_hidden_layers for name in names],
         "width": [shapes[name].hidden_size for name in names],
         "FFN rate": [shapes[name].rate for name in names],

@@ -10,7 +10,7 @@ import yaml
 from eval.__main__ import main
 from eval.ablation import Ablation
 from eval.ablation_report import comparison_table, paired_difference, verdicts, write_ablation_report
-from eval.grid import GridError, cells, is_trained, planned_steps, read_grid, train_all
+from eval.grid import GridError, cells, is_trained, read_grid, train_all
 from eval.latency import compare_latency
 from eval.loading import load_model
 
