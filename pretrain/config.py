@@ -142,6 +142,8 @@ class ValidationConfig:
     """Steps between validations; the last step is always validated."""
     samples: int | None = None
     """Samples per source; None takes all."""
+    at_start: bool = False
+    """Validate before the first step too: where inherited weights begin, say."""
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,8 @@ class Trainer:
                 self.telemetry.open(position.step)
                 try:
                     self._audit(engine, position)
+                    if self.config.validation.at_start and position.step == 0:
+                        self._validate(engine, position)
                     outcome = self._all_rounds(engine, position, stop)
                 finally:
                     self.telemetry.close()
