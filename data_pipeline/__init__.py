@@ -7,6 +7,7 @@
                      executors.py runs them                 permutation.py   a keyed permutation, per element
     meta.py          meta.json of a shard directory         loader.py        order -> this rank's micro-batches
     identity.py      which data a run was trained on        replay.py        the documents of one step
+    remap.py         shards -> shards of a compressed tokenizer; remap_ids.py says why that is exact
 
 The front door is `python -m data_pipeline`. A public name loads its module when first used: importing the room is
 cheap.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from data_pipeline.order import Order
     from data_pipeline.preparation import prepare
     from data_pipeline.prepare_config import PrepareConfig
+    from data_pipeline.remap import RemapConfig, remap
     from data_pipeline.source import DocumentSpan, Sample, Source
     from data_pipeline.token_source import TokenSource
 
@@ -36,6 +38,7 @@ __all__ = [
     "Mixture",
     "Order",
     "PrepareConfig",
+    "RemapConfig",
     "Sample",
     "Source",
     "TokenSource",
@@ -43,6 +46,7 @@ __all__ = [
     "explain_mismatch",
     "fingerprint",
     "prepare",
+    "remap",
 ]
 
 
@@ -58,6 +62,7 @@ def __getattr__(name: str) -> Any:
         "Mixture": "mixture",
         "Order": "order",
         "PrepareConfig": "prepare_config",
+        "RemapConfig": "remap",
         "Sample": "source",
         "Source": "source",
         "TokenSource": "token_source",
@@ -65,5 +70,6 @@ def __getattr__(name: str) -> Any:
         "explain_mismatch": "identity",
         "fingerprint": "identity",
         "prepare": "preparation",
+        "remap": "remap",
     }
     return getattr(import_module(f"{__name__}.{modules[name]}"), name)
