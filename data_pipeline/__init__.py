@@ -8,6 +8,7 @@
     meta.py          meta.json of a shard directory         loader.py        order -> this rank's micro-batches
     identity.py      which data a run was trained on        round_order.py   the same over several rounds
                                                             replay.py        the documents of one step
+    remap.py         shards -> shards of a compressed tokenizer; remap_ids.py says why that is exact
 
 The front door is `python -m data_pipeline`. A public name loads its module when first used: importing the room is
 cheap.
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from data_pipeline.order import Order
     from data_pipeline.preparation import prepare
     from data_pipeline.prepare_config import PrepareConfig
+<<<<<<< HEAD
     from data_pipeline.round_order import RoundsOrder, Selection, first_visits, selection_path
+=======
+    from data_pipeline.remap import RemapConfig, remap
+>>>>>>> compress
     from data_pipeline.source import DocumentSpan, Sample, Source
     from data_pipeline.token_source import TokenSource
 
@@ -38,7 +43,11 @@ __all__ = [
     "Mixture",
     "Order",
     "PrepareConfig",
+<<<<<<< HEAD
     "RoundsOrder",
+=======
+    "RemapConfig",
+>>>>>>> compress
     "Sample",
     "Selection",
     "Source",
@@ -48,7 +57,11 @@ __all__ = [
     "fingerprint",
     "first_visits",
     "prepare",
+<<<<<<< HEAD
     "selection_path",
+=======
+    "remap",
+>>>>>>> compress
 ]
 
 
@@ -64,7 +77,11 @@ def __getattr__(name: str) -> Any:
         "Mixture": "mixture",
         "Order": "order",
         "PrepareConfig": "prepare_config",
+<<<<<<< HEAD
         "RoundsOrder": "round_order",
+=======
+        "RemapConfig": "remap",
+>>>>>>> compress
         "Sample": "source",
         "Selection": "round_order",
         "Source": "source",
@@ -74,6 +91,10 @@ def __getattr__(name: str) -> Any:
         "fingerprint": "identity",
         "first_visits": "round_order",
         "prepare": "preparation",
+<<<<<<< HEAD
         "selection_path": "round_order",
+=======
+        "remap": "remap",
+>>>>>>> compress
     }
     return getattr(import_module(f"{__name__}.{modules[name]}"), name)

@@ -1,4 +1,5 @@
-"""`python -m data_pipeline prepare | replay | sample`: raw text to shards, the documents of a step, a first corpus."""
+"""`python -m data_pipeline prepare | remap | replay | sample`: text to shards, shards to a smaller tokenizer, the
+documents of a step, a first corpus."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,13 @@ def prepare_command(config: Any) -> None:
         print(summary(meta, config.output))
 
 
+def remap_command(config: Any) -> None:
+    """Write the shards of a smaller tokenizer, and say what they hold."""
+    from data_pipeline.remap import remap
+
+    print(remap(config).to_text())
+
+
 def replay_command(config: Any) -> None:
     """Print the documents of one step."""
     from data_pipeline.replay import as_json, as_text, replay
@@ -38,11 +46,13 @@ def sample_command(config: Any) -> None:
 def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Config class, function and summary of each command. Worker processes import this module, so imports are here."""
     from data_pipeline.prepare_config import PrepareConfig
+    from data_pipeline.remap import RemapConfig
     from data_pipeline.replay import ReplayConfig
     from data_pipeline.sample import SampleConfig
 
     return {
         "prepare": (PrepareConfig, prepare_command, "Turn raw text into token shards; continues if interrupted."),
+        "remap": (RemapConfig, remap_command, "Turn shards into shards of a compressed tokenizer, without the text."),
         "replay": (ReplayConfig, replay_command, "Print the exact documents of one step of a run."),
         "sample": (SampleConfig, sample_command, "Write a small corpus, split into train and validation."),
     }

@@ -20,5 +20,9 @@ class OrderError(DataError):
     """Sizes, weights or batch shapes from which no order of samples can be made."""
 
 
+class RemapError(DataError):
+    """Shards that cannot be brought to another tokenizer exactly, or an output folder that holds something else."""
+
+
 class PrepareError(DataError):
     """Raw input that `prepare` refuses, or an output folder that holds something else."""

@@ -152,7 +152,7 @@ def _open(config: PrepareConfig) -> tuple[Workspace, Plan, Meta | None]:
         raise PrepareError(f"{output}: holds .ds files that were not written by prepare; choose another output")
     with full_disk_named(output):
         workspace.make()
-        _copy_tokenizer(config.tokenizer, workspace.tokenizer)
+        copy_tokenizer(config.tokenizer, workspace.tokenizer)
         plan.save(workspace.plan)
     return workspace, plan, None
 
@@ -175,7 +175,7 @@ def _described(config: PrepareConfig) -> Plan:
     return Plan(plan.parts, {**plan.inputs, "tokenizer": facts})
 
 
-def _copy_tokenizer(source: str, target: Path) -> None:
+def copy_tokenizer(source: str, target: Path) -> None:
     """Save the tokenizer in transformers' format, and its SentencePiece model if it has one beside it."""
     from tokenizer import load_tokenizer
 

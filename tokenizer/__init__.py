@@ -1,4 +1,4 @@
-"""Text tokenizers: train, convert, load, inspect. The door is `python -m tokenizer train|inspect`.
+"""Text tokenizers: train, compress, convert, load, inspect. The door is `python -m tokenizer train|compress|inspect`.
 
 documents.py        streams documents out of .jsonl, .txt and .parquet files; names what is wrong, and where
 sampling.py         a bounded random sample of a stream, the same for the same seed
@@ -9,7 +9,11 @@ model_proto.py      SentencePiece's model format
 load.py             opens directories, .model files, tokenizer.json, hub ids
 fingerprint.py      the hash that shards and checkpoints remember
 inspection.py       what a vocabulary is made of and what it costs; inspection_plot.py draws its coverage curve
+compress.py         a smaller tokenizer out of a larger one: counting.py, selection.py and derivation.py choose the
+                    pieces, sliceable.py (sliceable_sentencepiece.py, sliceable_json.py) cuts them out
+vocabulary_map.py   new ids -> the donor's
 encoder.py          many texts to ids, fast, for worker processes
+processes.py        worker processes that end with their parent
 command_line.py     config dataclasses as command-line options
 """
 
@@ -17,18 +21,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenizer.compress import compress
+    from tokenizer.compress_config import CompressConfig
+    from tokenizer.compress_report import CompressReport
     from tokenizer.fingerprint import tokenizer_hash
     from tokenizer.inspection import InspectConfig, InspectReport, inspect_tokenizer
     from tokenizer.load import TokenizerLoadError, load_tokenizer
     from tokenizer.train import TrainConfig, TrainReport, VocabularySizeError, train_tokenizer
+    from tokenizer.vocabulary_map import VocabularyMap
 
 _MODULES = {
+    "CompressConfig": "compress_config",
+    "CompressReport": "compress_report",
     "InspectConfig": "inspection",
     "InspectReport": "inspection",
     "TokenizerLoadError": "load",
     "TrainConfig": "train",
     "TrainReport": "train",
+    "VocabularyMap": "vocabulary_map",
     "VocabularySizeError": "train",
+    "compress": "compress",
     "inspect_tokenizer": "inspection",
     "load_tokenizer": "load",
     "tokenizer_hash": "fingerprint",
@@ -36,12 +48,16 @@ _MODULES = {
 }
 
 __all__ = [
+    "CompressConfig",
+    "CompressReport",
     "InspectConfig",
     "InspectReport",
     "TokenizerLoadError",
     "TrainConfig",
     "TrainReport",
+    "VocabularyMap",
     "VocabularySizeError",
+    "compress",
     "inspect_tokenizer",
     "load_tokenizer",
     "tokenizer_hash",

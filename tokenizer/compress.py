@@ -12,7 +12,6 @@ Compare models of different tokenizers by bits per byte, never by their loss per
 Cost: encoding the corpus once (5 MB/s a core), and about 20 seconds for a vocabulary of 100,000.
 """
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -43,12 +42,11 @@ from tokenizer.processes import available_cores
 from tokenizer.sampling import sample_texts
 from tokenizer.selection import Selector
 from tokenizer.sliceable import SliceableTokenizer, open_sliceable
+from tokenizer.vocabulary_map import MAP_FILE, VocabularyMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAP_FILE = "vocabulary_map.json"
-MAP_FORMAT = 1
 DROPPED_SHOWN = 50
 CURVE_POINTS = 400
 SCRIPTS_SAMPLED = 4
@@ -120,14 +118,7 @@ def compress(config: CompressConfig) -> CompressReport:
                 for width in sorted({config.width, *config.widths})
             },
         )
-        mapping = {
-            "format": MAP_FORMAT,
-            "donor_hash": donor_hash,
-            "hash": report.hash,
-            "donor_vocab_size": len(donor.names),
-            "kept": kept,
-        }
-        (folder / MAP_FILE).write_text(json.dumps(mapping) + "\n", encoding="utf-8")
+        VocabularyMap(donor_hash, report.hash, len(donor.names), kept).save(folder)
         report.save(folder / "report.json")
         plot_kept(report, folder / "coverage.png")
         plot_fit(report, folder / "fit.png")
