@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from data_pipeline.order import Order
     from data_pipeline.preparation import prepare
     from data_pipeline.prepare_config import PrepareConfig
-<<<<<<< HEAD
-    from data_pipeline.round_order import RoundsOrder, Selection, first_visits, selection_path
-=======
     from data_pipeline.remap import RemapConfig, remap
->>>>>>> compress
+    from data_pipeline.round_order import RoundsOrder, Selection, first_visits, selection_path
     from data_pipeline.source import DocumentSpan, Sample, Source
     from data_pipeline.token_source import TokenSource
 
@@ -43,11 +40,8 @@ __all__ = [
     "Mixture",
     "Order",
     "PrepareConfig",
-<<<<<<< HEAD
-    "RoundsOrder",
-=======
     "RemapConfig",
->>>>>>> compress
+    "RoundsOrder",
     "Sample",
     "Selection",
     "Source",
@@ -57,11 +51,8 @@ __all__ = [
     "fingerprint",
     "first_visits",
     "prepare",
-<<<<<<< HEAD
-    "selection_path",
-=======
     "remap",
->>>>>>> compress
+    "selection_path",
 ]
 
 
@@ -77,11 +68,8 @@ def __getattr__(name: str) -> Any:
         "Mixture": "mixture",
         "Order": "order",
         "PrepareConfig": "prepare_config",
-<<<<<<< HEAD
-        "RoundsOrder": "round_order",
-=======
         "RemapConfig": "remap",
->>>>>>> compress
+        "RoundsOrder": "round_order",
         "Sample": "source",
         "Selection": "round_order",
         "Source": "source",
@@ -91,10 +79,7 @@ def __getattr__(name: str) -> Any:
         "fingerprint": "identity",
         "first_visits": "round_order",
         "prepare": "preparation",
-<<<<<<< HEAD
-        "selection_path": "round_order",
-=======
         "remap": "remap",
->>>>>>> compress
+        "selection_path": "round_order",
     }
     return getattr(import_module(f"{__name__}.{modules[name]}"), name)

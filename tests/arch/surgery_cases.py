@@ -51,7 +51,7 @@ def all_units(model: PanguPiForCausalLM) -> Selection:
 def write_shards(
     directory: Path, tokens: int = 4000, vocab_size: int = SHAPE["vocab_size"], tokenizer: str = "donor", seed: int = 0
 ) -> Path:
-    """Two shards of a stream in which token t is often followed by (3 t + 1) mod V, so that there is something to learn."""
+    """Two shards of a stream in which token t is often followed by (3 t + 1) mod V, so there is something to learn."""
     directory.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     stream = np.empty(tokens, dtype="<u2")

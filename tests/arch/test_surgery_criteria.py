@@ -1,5 +1,7 @@
 """Section 7.3 of tiny_lm: what makes a unit important, against naive loops."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -129,6 +131,6 @@ def test_choices_by_position_and_by_lot(donor):
 @pytest.mark.parametrize(("available", "count"), [(30, 8), (8, 8), (7, 3), (5, 1)])
 def test_even_spacing_is_even_and_exact(available, count):
     chosen = evenly(available, count)
-    gaps = {b - a for a, b in zip(chosen, chosen[1:], strict=False)}
-    assert len(set(chosen)) == count and 0 <= chosen[0] and chosen[-1] < available
+    gaps = {b - a for a, b in pairwise(chosen)}
+    assert len(set(chosen)) == count and chosen[0] >= 0 and chosen[-1] < available
     assert not gaps or max(gaps) - min(gaps) <= 1

@@ -85,7 +85,8 @@ def test_the_same_seed_gives_the_same_gates_and_nothing_to_cut_trains_nothing(bu
     sizes = {kind: units[0].units for kind, units in unit_sets(donor).items()}
     nothing = train_masks(donor, rows_NS, sizes, MaskOptions(), progress=False)
     assert not nothing.targets and not nothing.losses and nothing.largest_miss == 0
-    assert all(len(indices) == sizes[kind] for kind, kept in choose_units(nothing.scores, sizes).items() for indices in kept)
+    chosen = choose_units(nothing.scores, sizes)
+    assert all(len(indices) == sizes[kind] for kind, kept in chosen.items() for indices in kept)
     options = MaskOptions(steps=5, relaxation="gumbel_ste")
     runs = [train_masks(donor, rows_NS, sizes | {"ffn": 30}, options, seed, progress=False) for seed in (0, 0, 1)]
     assert torch.equal(runs[0].scores["ffn"], runs[1].scores["ffn"])
