@@ -6,8 +6,10 @@ curve costs half of what a forward pass for every position would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -15,6 +17,8 @@ from tqdm import tqdm
 from ..pangu_pi import PanguPiForCausalLM
 from .errors import SurgeryError
 from .measure import batches, layer_inputs, next_token_loss, only_layers
+
+LAZY_CANDIDATES = 4
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def least_harmful(
     rows_NS: torch.Tensor,
     remove: int,
     protect: int,
-    greedy: bool = True,
+    method: Literal["greedy", "lazy_greedy", "one_pass"] = "greedy",
     batch: int = 4,
     progress: bool = True,
 ) -> tuple[list[int], list[tuple[int, float]]]:
@@ -77,8 +81,10 @@ def least_harmful(
         rows_NS: what harm is measured on.
         remove: how many layers go.
         protect: the first and the last so many layers stay.
-        greedy: measure again after every removal, since single harms ignore that layers depend on each other;
-            otherwise take the smallest single harms at once.
+        method: greedy measures every layer again after every removal, since single harms ignore that layers depend on
+            each other; lazy_greedy takes the earlier losses for lower bounds (with a layer fewer, leaving out another
+            costs more) and measures again only what could still be the least; one_pass takes the smallest single harms
+            at once.
         batch: rows per forward pass.
         progress: show a bar.
 
@@ -86,19 +92,34 @@ def least_harmful(
         The kept layers, ascending, and the removed ones in order, each with the loss measured without it (and, if
         greedy, without those removed before).
     """
-    kept, removed = list(range(len(model.model.layers))), []
-    inner = len(kept) - 2 * protect
-    rounds = [inner - done for done in range(remove)] if greedy else [inner]
-    with _bar(sum(rounds) * len(rows_NS), "layers", progress) as bar:
-        for _ in rounds:
-            layers = [model.model.layers[index] for index in kept]
-            positions = range(protect, len(kept) - protect)
-            with only_layers(model, layers):
-                _, losses = _losses_without(model, rows_NS, [(position,) for position in positions], batch, bar)
-            ranked = sorted(zip(losses, positions, strict=True))[: 1 if greedy else remove]
-            removed += [(kept[position], loss) for loss, position in ranked]
-            kept = [index for index in kept if index not in {gone for gone, _ in removed}]
+    kept = list(range(len(model.model.layers)))
+    removed: list[tuple[int, float]] = []
+    stale = set(kept[protect : len(kept) - protect])
+    loss_without = dict.fromkeys(stale, -math.inf)
+    at_once = LAZY_CANDIDATES if method == "lazy_greedy" else len(kept)
+    with tqdm(total=remove, desc="layers", unit="layer", disable=not progress, leave=False) as bar:
+        for _ in range(remove):
+            while (least := min(loss_without, key=lambda index: (loss_without[index], index))) in stale:
+                # All at first, for bounds to begin with.
+                measured = sorted(stale, key=lambda index: (loss_without[index], index))
+                measured = sorted(measured[: at_once if removed else len(kept)])
+                loss_without |= zip(measured, _without_each(model, rows_NS, kept, measured, batch), strict=True)
+                stale -= set(measured)
+            removed.append((least, loss_without.pop(least)))
+            kept.remove(least)
+            stale = set() if method == "one_pass" else set(loss_without)
+            bar.update()
     return kept, removed
+
+
+def _without_each(
+    model: PanguPiForCausalLM, rows_NS: torch.Tensor, kept: list[int], candidates: list[int], batch: int
+) -> list[float]:
+    """The loss of the layers `kept` without each of `candidates`."""
+    with only_layers(model, [model.model.layers[index] for index in kept]):
+        runs = [(kept.index(index),) for index in candidates]
+        with _bar(len(runs) * len(rows_NS), "harm", progress=False) as bar:
+            return _losses_without(model, rows_NS, runs, batch, bar)[1]
 
 
 @torch.no_grad()

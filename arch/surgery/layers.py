@@ -32,7 +32,7 @@ def choose_layers(
         raise SurgeryError(f"num_hidden_layers is {count}; the donor has {depth}")
     if count == depth:
         return list(range(depth)), []
-    if options.method in ("greedy", "one_pass", "protected_uniform") and 2 * options.protect > count:
+    if options.method in ("greedy", "lazy_greedy", "one_pass", "protected_uniform") and 2 * options.protect > count:
         raise SurgeryError(
             f"layers.protect {options.protect} keeps {2 * options.protect} layers, the target has {count}; "
             f"give --layers.protect {count // 2} or less"
@@ -49,8 +49,7 @@ def choose_layers(
             inner = [ends + index for index in evenly(depth - 2 * ends, count - 2 * ends)]
             return [*range(ends), *inner, *range(depth - ends, depth)], []
         case _:
-            greedy = options.method == "greedy"
-            return least_harmful(model, rows_NS[: options.rows], depth - count, options.protect, greedy, batch)
+            return least_harmful(model, rows_NS[: options.rows], depth - count, options.protect, options.method, batch)
 
 
 def evenly(available: int, count: int) -> list[int]:

@@ -77,7 +77,7 @@ def train_masks(
                 hidden_BSD = model.model(input_ids=ids_BS, use_cache=False).last_hidden_state
                 loss = next_token_loss(model, hidden_BSD, ids_BS)
                 gates.step(loss, ramp=min(1.0, 2 * step / options.steps))
-                losses.append(float(loss))
+                losses.append(loss.item())
                 steps.set_postfix_str(f"loss {losses[-1]:.3f}")
     return MaskTraining(gates.scores(sets), gates.targets, gates.reached(), losses)
 

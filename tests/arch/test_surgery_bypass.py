@@ -79,22 +79,22 @@ def test_contrast_is_the_mean_harm(deep, rows_NS):
     assert contrast["ratio"] == pytest.approx(sum(harms[:2] + harms[-2:]) / 4 / contrast["middle"])
 
 
-@pytest.mark.parametrize("greedy", [True, False])
-def test_layers_that_do_nothing_go_first_unless_protected(deep, greedy):
+@pytest.mark.parametrize("method", ["greedy", "lazy_greedy", "one_pass"])
+def test_layers_that_do_nothing_go_first_unless_protected(deep, method):
     for index in (0, 3, 5):
         silence(deep.model.layers[index])
     # The model's own words, so that every layer that does something is needed.
     rows_NS = deep.generate(torch.arange(1, 9)[:, None], max_new_tokens=15, do_sample=False, eos_token_id=None)
     whole = mean_loss(deep, rows_NS)
-    kept, removed = least_harmful(deep, rows_NS, remove=2, protect=0, greedy=greedy, progress=False)
+    kept, removed = least_harmful(deep, rows_NS, remove=2, protect=0, method=method, progress=False)
     assert {layer for layer, _ in removed} <= {0, 3, 5}
     assert all(loss == pytest.approx(whole, rel=1e-5) for _, loss in removed)
-    kept, removed = least_harmful(deep, rows_NS, remove=2, protect=1, greedy=greedy, progress=False)
+    kept, removed = least_harmful(deep, rows_NS, remove=2, protect=1, method=method, progress=False)
     assert kept == [0, 1, 2, 4, 6, 7] and {layer for layer, _ in removed} == {3, 5}
 
 
 def test_greedy_measures_again_and_one_pass_does_not(deep, rows_NS):
-    kept, removed = least_harmful(deep, rows_NS, remove=4, protect=1, greedy=True, progress=False)
+    kept, removed = least_harmful(deep, rows_NS, remove=4, protect=1, method="greedy", progress=False)
     left = list(range(DEPTH))
     for layer, loss in removed:
         candidates = {c: mean_loss(keep_layers(deep, [k for k in left if k != c]), rows_NS) for c in left[1:-1]}
@@ -102,7 +102,7 @@ def test_greedy_measures_again_and_one_pass_does_not(deep, rows_NS):
         assert loss == pytest.approx(min(candidates.values()), rel=1e-5)
         left.remove(layer)
     assert kept == left
-    _, at_once = least_harmful(deep, rows_NS, remove=4, protect=1, greedy=False, progress=False)
+    _, at_once = least_harmful(deep, rows_NS, remove=4, protect=1, method="one_pass", progress=False)
     single = bypass_curve(deep, rows_NS, progress=False).losses
     assert [layer for layer, _ in at_once] == sorted(range(1, DEPTH - 1), key=single.__getitem__)[:4]
 
