@@ -64,7 +64,7 @@ def inherit(config: InheritConfig) -> InheritReport:
     if vocabulary and rows.new_ids:
         cut.vocabulary(vocabulary, rows.loss_NS)
     curve = None
-    if config.layers.indices is None:
+    if config.layers.measured:
         curve = bypass_curve(cut.model, rows.choice_NS[: config.layers.rows], batch=config.batch)
     kept, removed = choose_layers(
         cut.model, target.num_hidden_layers, rows.choice_NS, config.layers, config.batch

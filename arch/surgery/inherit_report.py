@@ -12,6 +12,7 @@ from .bypass import BypassCurve
 from .bypass_plot import plot_bypass
 from .cut import Stage
 from .groups import Kind
+from .layers import REPORT_FILE
 from .mask_training import MaskTraining
 from .options import InheritConfig
 
@@ -49,7 +50,7 @@ class InheritReport:
 
     def write(self, directory: Path) -> None:
         """Write inherit.json, and bypass.png where a curve was measured."""
-        (directory / "inherit.json").write_text(json.dumps(self._content()) + "\n", encoding="utf-8")
+        (directory / REPORT_FILE).write_text(json.dumps(self._content()) + "\n", encoding="utf-8")
         if self.curve is not None:
             plot_bypass([self.curve], directory / "bypass.png", kept=self.layers)
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 
 from ..pangu_pi import PanguPiForCausalLM
 from .bypass import least_harmful
 from .errors import SurgeryError
 from .options import LayerOptions
+
+REPORT_FILE = "inherit.json"
 
 
 def choose_layers(
@@ -26,6 +31,8 @@ def choose_layers(
         SurgeryError: `count` or the given indices do not fit the donor, or protect more layers than may stay.
     """
     depth = len(model.model.layers)
+    if options.same_as is not None:
+        return _checked(layers_of(options.same_as), count, depth), []
     if options.indices is not None:
         return _checked(options.indices, count, depth), []
     if not 1 <= count <= depth:
@@ -50,6 +57,22 @@ def choose_layers(
             return [*range(ends), *inner, *range(depth - ends, depth)], []
         case _:
             return least_harmful(model, rows_NS[: options.rows], depth - count, options.protect, options.method, batch)
+
+
+def layers_of(directory: str | Path) -> list[int]:
+    """The layers that an earlier cut kept.
+
+    Raises:
+        SurgeryError: the directory is not the `out` of one.
+    """
+    file = Path(directory) / REPORT_FILE
+    try:
+        return [int(index) for index in json.loads(file.read_bytes())["layers"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SurgeryError(
+            f"layers.same_as: {file} does not say which layers were kept ({type(error).__name__}); "
+            "give the --out of an earlier `python -m arch inherit`"
+        ) from None
 
 
 def evenly(available: int, count: int) -> list[int]:

@@ -30,12 +30,21 @@ class LayerOptions:
     """Calibration rows that harm is measured on."""
     indices: list[int] | None = None
     """Keep exactly these layers and measure nothing."""
+    same_as: str | None = None
+    """Keep the layers that an earlier call kept, whose `out` this is; to compare criteria on the same layers."""
 
     def __post_init__(self) -> None:
         if self.protect < 0:
             raise SurgeryError(f"layers.protect is {self.protect}; it must not be negative")
         if self.rows < 1:
             raise SurgeryError(f"layers.rows is {self.rows}; it must be at least 1")
+        if self.indices is not None and self.same_as is not None:
+            raise SurgeryError("give layers.indices or layers.same_as, not both")
+
+    @property
+    def measured(self) -> bool:
+        """Whether the layers are still to be chosen."""
+        return self.indices is None and self.same_as is None
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,19 @@ def test_impossible_choices_say_what_to_write(deep, rows_NS):
         with pytest.raises(SurgeryError, match=message):
             choose_layers(deep, count, rows_NS, options)
     assert choose_layers(deep, 2, rows_NS, LayerOptions(indices=[0, 7])) == ([0, 7], [])
+
+
+def test_layers_of_an_earlier_cut(deep, rows_NS, tmp_path):
+    options = LayerOptions(same_as=str(tmp_path))
+    for content in (None, "{}", '{"layers": "x"}'):
+        if content is not None:
+            (tmp_path / "inherit.json").write_text(content)
+        with pytest.raises(SurgeryError, match="give the --out of an earlier"):
+            choose_layers(deep, 2, rows_NS, options)
+    (tmp_path / "inherit.json").write_text('{"layers": [1, 6]}')
+    assert choose_layers(deep, 2, rows_NS, options) == ([1, 6], [])
+    with pytest.raises(SurgeryError, match="not both"):
+        LayerOptions(same_as="x", indices=[0])
     assert choose_layers(deep, DEPTH, rows_NS, LayerOptions()) == (list(range(DEPTH)), [])
 
 
