@@ -23,13 +23,19 @@ class ModelConfigError(ValueError):
     """A model configuration that cannot be read, or that has an unknown, ill-typed or contradictory field."""
 
 
-def load_model_config(source: str | Path | Mapping[str, Any]) -> PanguPiConfig:
-    """The model configuration in `source`.
+def load_model_config(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> PanguPiConfig:
+    """The model configuration in `source`, with the fields in `overrides` instead of its own.
+
+    Fields that `source` leaves out follow from the others (heads of keys and values, the width of a head), and so
+    they also follow an override.
 
     Args:
         source: a YAML file of `PanguPiConfig` fields (see `configs/models/`); a transformers directory or its
             `config.json`, of model type `pangu_pi` or `llama` (which gives `series_terms=1, shortcut_count=0`); or a
             mapping of fields.
+        overrides: fields to replace or to add; their names are always checked.
 
     Raises:
         FileNotFoundError: there is no such file, or the directory has no `config.json`.
@@ -37,13 +43,14 @@ def load_model_config(source: str | Path | Mapping[str, Any]) -> PanguPiConfig:
             given), has the wrong type, or contradicts another.
     """
     if isinstance(source, Mapping):
-        return _checked(dict(source), "model configuration")
+        return _checked({**source, **(overrides or {})}, "model configuration")
     path = Path(source)
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model configuration (a YAML file or a transformers directory)")
-    fields = _read_mapping(path)
+    _check_names(overrides or {}, f"overrides of {path}")
+    fields = {**_read_mapping(path), **(overrides or {})}
     return from_transformers(fields, str(path)) if path.suffix == ".json" else _checked(fields, str(path))
 
 
@@ -57,7 +64,7 @@ def from_transformers(fields: Mapping[str, Any], where: str) -> PanguPiConfig:
         case PanguPiConfig.model_type:
             return _build(shape, where)
         case "llama":
-            return _build(shape | PLAIN_LLAMA, where)
+            return _build(PLAIN_LLAMA | shape, where)
         case other:
             raise ModelConfigError(f"{where}: model_type is {other!r}; only 'pangu_pi' and 'llama' can be loaded")
 
@@ -75,12 +82,16 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def _checked(fields: dict[str, Any], where: str) -> PanguPiConfig:
     """A configuration from fields that a person wrote: unknown names are errors."""
+    _check_names(fields, where)
+    return _build(fields, where)
+
+
+def _check_names(fields: Mapping[str, Any], where: str) -> None:
     valid = {field.name for field in dataclasses.fields(PanguPiConfig)} | EXTRA_FIELDS
     for name in fields:
         if name not in valid:
             nearest = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.0)[0]
             raise ModelConfigError(f"{where}: unknown field {name!r}; did you mean {nearest!r}?")
-    return _build(fields, where)
 
 
 def _build(fields: dict[str, Any], where: str) -> PanguPiConfig:

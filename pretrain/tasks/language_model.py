@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
-from arch import PanguPiForCausalLM, count_flops, load_causal_lm, load_model_config
+from arch import ModelConfigError, PanguPiForCausalLM, count_flops, load_causal_lm, load_model_config
 from data_pipeline import Batch, Source, TokenSource, collate_tokens
 from pretrain.errors import ConfigurationError
 from pretrain.loss import IGNORE_INDEX, linear_cross_entropy
@@ -60,11 +60,10 @@ class LanguageModelTask(Task):
         self.train, self.valid, self.weights = train, valid or {}, weights
         self.sequence_length, self.document_mask, self.attention = sequence_length, document_mask, attention
         self.initial_weights, self.loss_chunk_elements = initial_weights, loss_chunk_elements
-        self.model_config = load_model_config(model)
-        for name, value in (model_overrides or {}).items():
-            if not hasattr(self.model_config, name):
-                raise ConfigurationError(f"task.model_overrides: the model has no field {name!r}")
-            setattr(self.model_config, name, value)
+        try:
+            self.model_config = load_model_config(model, model_overrides)
+        except ModelConfigError as error:
+            raise ConfigurationError(f"task.model or task.model_overrides: {error}") from None
 
     @cached_property
     def tokenizer(self) -> Any:

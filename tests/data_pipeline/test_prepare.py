@@ -195,7 +195,8 @@ def test_shards_of_other_inputs_are_not_overwritten(corpus: Path, tokenizer_dire
     run(corpus, tokenizer_directory, output)
     before = contents(output)
     with pytest.raises(
-        PrepareError, match=r"out: holds shards of another input .*text_field: 'text' -> 'id'.*to begin anew"
+        PrepareError,
+        match=r"out: holds shards of another input .*text_field: 'text' -> 'id'.*remove .*out to begin anew",
     ):
         run(corpus, tokenizer_directory, output, text_field="id")
     changed = tmp_path / "changed"

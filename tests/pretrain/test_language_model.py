@@ -128,10 +128,22 @@ def test_errors_of_the_task_name_the_field(corpus, tmp_path):
         ConfigurationError, match=r"384 pieces, the model only 300 embeddings; set task\.model_overrides"
     ):
         LanguageModelTask(str(shape), [str(corpus["train"])], sequence_length=32).training_sources()
-    with pytest.raises(ConfigurationError, match=r"no field 'hiden_size'"):
+    with pytest.raises(ConfigurationError, match=r"unknown field 'hiden_size'; did you mean 'hidden_size'"):
         LanguageModelTask(str(shape), [str(corpus["train"])], model_overrides={"hiden_size": 3})
     with pytest.raises(ConfigurationError, match=r"task\.train is empty"):
         LanguageModelTask(str(shape), [])
+
+
+def test_what_follows_from_a_field_also_follows_its_override(corpus, tmp_path):
+    shape = tmp_path / "small.yaml"
+    shape.write_text(
+        "{vocab_size: 384, hidden_size: 64, num_hidden_layers: 1, num_attention_heads: 8, intermediate_size: 32}"
+    )
+    task = LanguageModelTask(str(shape), [str(corpus["train"])], model_overrides={"num_attention_heads": 2})
+    config = task.model_config
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 2, 32)
+    with pytest.raises(ConfigurationError, match=r"task\.model_overrides: .*num_key_value_heads 3 does not divide"):
+        LanguageModelTask(str(shape), [str(corpus["train"])], model_overrides={"num_key_value_heads": 3})
 
 
 @pytest.mark.slow
