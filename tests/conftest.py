@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.trained"]
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

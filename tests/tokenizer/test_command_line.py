@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.trained import write_jsonl
 from tokenizer.__main__ import main
-
-from .conftest import write_jsonl
 
 
 def test_train_then_inspect(corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

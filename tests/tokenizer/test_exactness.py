@@ -12,11 +12,10 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from tests.trained import MODEL_TYPES, SYMBOLS
 from tokenizer.convert import to_backend
 from tokenizer.model_proto import parse_model
 from tokenizer.train import TrainConfig, train_model
-
-from .conftest import MODEL_TYPES, SYMBOLS
 
 # Fragments on which tokenizers of this kind usually differ or lose something.
 FRAGMENTS = [

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.trained import MODEL_TYPES, SYMBOLS, write_jsonl
 from tokenizer import InspectConfig, inspect_tokenizer, load_tokenizer
 from tokenizer.inspection import embedding_share
-
-from .conftest import MODEL_TYPES, SYMBOLS, write_jsonl
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tests.trained import MODEL_TYPES, train_config
 from tokenizer import TokenizerLoadError, load_tokenizer, tokenizer_hash
 from tokenizer.encoder import open_encoder
-
-from .conftest import MODEL_TYPES, train_config
 
 TEXT = " Two  spaces,\n\t一丁七。</s> \u2581 1998 <|im_start|>"
 

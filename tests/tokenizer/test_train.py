@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+from tests.trained import MODEL_TYPES, train_config, write_jsonl
 from tokenizer.documents import InvalidDocumentError
 from tokenizer.symbols import check_whole
 from tokenizer.train import LINE_BYTES, TrainConfig, VocabularySizeError, train_model, train_tokenizer, training_lines
-
-from .conftest import MODEL_TYPES, train_config, write_jsonl
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 

@@ -42,17 +42,40 @@ def corpus_file(corpus_texts: list[str], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
-def trained(corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function: model type -> directory of a tokenizer with 1,600 pieces and SYMBOLS, trained on first use."""
+def trained(
+    corpus_file: Path, corpus_texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A function: bpe, unigram or byte_level -> directory of a tokenizer with 1,600 pieces, trained on first use."""
     made: dict[str, Path] = {}
 
-    def directory(model_type: str) -> Path:
-        if model_type not in made:
-            made[model_type] = tmp_path_factory.mktemp(model_type)
-            train_tokenizer(train_config(corpus_file, made[model_type], model_type=model_type))
-        return made[model_type]
+    def directory(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            if kind == "byte_level":
+                train_byte_level(corpus_texts, made[kind])
+            else:
+                train_tokenizer(train_config(corpus_file, made[kind], model_type=kind))
+        return made[kind]
 
     return directory
+
+
+def train_byte_level(texts: Iterable[str], directory: Path) -> None:
+    """A byte-level BPE tokenizer like GPT-2's, with SYMBOLS as special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1600,
+        special_tokens=["<s>", "</s>", *SYMBOLS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
 
 
 def train_config(corpus: Path, output: Path, **changes: object) -> TrainConfig:
