@@ -134,7 +134,9 @@ class _TrainedGates:
 
     def reached(self) -> dict[Kind, float]:
         """t_hat of every gated kind."""
-        return {kind: float(self.family.keep_probability(logits).mean()) for kind, logits in self.logits.items()}
+        return {
+            kind: float(self.family.keep_probability(logits.detach()).mean()) for kind, logits in self.logits.items()
+        }
 
     def scores(self, sets: Mapping[Kind, list[UnitSet]]) -> Scores:
         """The trained numbers; zeros, which keep the order, for kinds that lose nothing."""
