@@ -135,7 +135,7 @@ def test_tokens_to_reach_interpolates():
     assert tokens_to_reach([], math.inf) is None
 
 
-def test_the_shipped_ladders_are_at_one_budget():
+def test_the_shipped_ladders_are_at_one_budget_and_read_their_own_shards():
     from pathlib import Path
 
     from arch import count_parameters, load_model_config
@@ -154,3 +154,9 @@ def test_the_shipped_ladders_are_at_one_budget():
             fields = shape | overrides.get("task.model_overrides", {})
             sizes.append(count_parameters(load_model_config(fields)).total)
         assert max(sizes) / min(sizes) <= 1 + ladder.tolerance, json.dumps(sizes)
+        for cell in cells(ladder):
+            task = dict(cell.identity["config"]["task"]["init_args"])
+            changes = cell.identity["overrides"].items()
+            task |= {name.removeprefix("task."): value for name, value in changes if name.startswith("task.")}
+            for shards in (*task["train"], *task["valid"].values()):
+                assert Path(shards).is_relative_to(ladder.output), f"{path.name}: {cell.variant} reads {shards}"
