@@ -28,9 +28,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from tokenizer.encoder import Encoder
 from tokenizer.processes import end_with_parent
 from tokenizer.sliceable import SliceableTokenizer, open_saved_encoder
+from tokenizer.stretches import count_stretches, cuts_independently
 
 PART_BYTES = 8_000_000
 SHARD_BLOCK = 2**22
@@ -196,8 +196,7 @@ def _count_part(encoder_file: str, vocab_size: int, texts: list[str], file: Path
             per_id = np.zeros(vocab_size, dtype=np.int64)
             per_id[saved["ids"]] = saved["counts"]
             return Counts(per_id, int(saved["documents"]), int(saved["bytes"]))
-    ids = chain.from_iterable(_opened(encoder_file)(texts))
-    per_id = np.bincount(np.fromiter(ids, np.int64), minlength=vocab_size)
+    per_id = _counter(encoder_file, vocab_size)(texts)
     used = np.flatnonzero(per_id)
     counts = Counts(per_id, len(texts), sum(len(text.encode()) for text in texts))
     content = io.BytesIO()
@@ -207,9 +206,13 @@ def _count_part(encoder_file: str, vocab_size: int, texts: list[str], file: Path
 
 
 @cache
-def _opened(encoder_file: str) -> Encoder:
-    """Opened once in each process; the folder's name is a hash of the file."""
-    return open_saved_encoder(Path(encoder_file))
+def _counter(encoder_file: str, vocab_size: int) -> Callable[[list[str]], np.ndarray]:
+    """Texts -> occurrences of every id; opened once in each process, for the folder's name is a hash of the file."""
+    file = Path(encoder_file)
+    encode = open_saved_encoder(file)
+    if file.suffix == ".json" and cuts_independently(Tokenizer.from_file(encoder_file)):
+        return partial(count_stretches, encode=encode, vocab_size=vocab_size)
+    return lambda texts: np.bincount(np.fromiter(chain.from_iterable(encode(texts)), np.int64), minlength=vocab_size)
 
 
 def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
