@@ -50,11 +50,15 @@ def load_model_config(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model configuration (a YAML file or a transformers directory)")
     _check_names(overrides or {}, f"overrides of {path}")
-    fields = {**_read_mapping(path), **(overrides or {})}
-    return from_transformers(fields, str(path)) if path.suffix == ".json" else _checked(fields, str(path))
+    fields = _read_mapping(path)
+    if path.suffix == ".json":
+        return from_transformers(fields, str(path), overrides)
+    return _checked({**fields, **(overrides or {})}, str(path))
 
 
-def from_transformers(fields: Mapping[str, Any], where: str) -> PanguPiConfig:
+def from_transformers(
+    fields: Mapping[str, Any], where: str, overrides: Mapping[str, Any] | None = None
+) -> PanguPiConfig:
     """The configuration in a transformers `config.json` of type `pangu_pi` or `llama`.
 
     Fields that the class does not know are kept as attributes, as transformers does: every publisher adds some.
@@ -62,9 +66,9 @@ def from_transformers(fields: Mapping[str, Any], where: str) -> PanguPiConfig:
     shape = {name: value for name, value in fields.items() if name not in IDENTITY_FIELDS}
     match fields.get("model_type"):
         case PanguPiConfig.model_type:
-            return _build(shape, where)
+            return _build({**shape, **(overrides or {})}, where)
         case "llama":
-            return _build(PLAIN_LLAMA | shape, where)
+            return _build({**shape, **PLAIN_LLAMA, **(overrides or {})}, where)
         case other:
             raise ModelConfigError(f"{where}: model_type is {other!r}; only 'pangu_pi' and 'llama' can be loaded")
 

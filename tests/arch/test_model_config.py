@@ -61,6 +61,9 @@ def test_transformers_directories_load(tmp_path):
     LlamaConfig(hidden_size=64, num_attention_heads=4, rope_theta=5e5).save_pretrained(tmp_path / "llama")
     llama = load_model_config(tmp_path / "llama" / "config.json")
     assert llama.is_llama and llama.hidden_size == 64 and llama.rope_parameters["rope_theta"] == 5e5
+    assert load_model_config(tmp_path / "llama", {"series_terms": 2}).series_terms == 2
+    with pytest.raises(ModelConfigError, match=r"overrides of .*: unknown field 'serie_terms'"):
+        load_model_config(tmp_path / "llama", {"serie_terms": 2})
 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "gpt2"}')
