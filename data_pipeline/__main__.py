@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from tokenizer.command_line import add_config_arguments, make_config
+from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
 
 
 def prepare_command(config: Any) -> None:
@@ -81,8 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"data_pipeline {parsed.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"data_pipeline {parsed.command}: interrupted", file=sys.stderr)
-        return 130
+        return end_interrupted(f"data_pipeline {parsed.command}")
     return 0
 
 

@@ -11,6 +11,7 @@ fingerprint.py      the hash that shards and checkpoints remember
 inspection.py       what a vocabulary is made of and what it costs; inspection_plot.py draws its coverage curve
 compress.py         a smaller tokenizer out of a larger one: counting.py, selection.py and derivation.py choose the
                     pieces, sliceable.py (sliceable_sentencepiece.py, sliceable_json.py) cuts them out
+stretches.py        what counting.py may encode once although it occurs often
 vocabulary_map.py   new ids -> the donor's
 encoder.py          many texts to ids, fast, for worker processes
 processes.py        worker processes that end with their parent

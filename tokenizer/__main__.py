@@ -6,7 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from tokenizer.command_line import add_config_arguments, make_config
+from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
 from tokenizer.compress import compress
 from tokenizer.compress_config import CompressConfig
 from tokenizer.inspection import InspectConfig, inspect_tokenizer
@@ -38,7 +38,8 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command: 0, or 1 with one line on stderr for input that cannot be used (the parser exits with 2)."""
+    """Runs one command: 0, or 1 with one line on stderr for input that cannot be used (the parser exits with 2), or 130
+    after Ctrl-C."""
     parser = build_parser()
     given = sys.argv[1:] if arguments is None else arguments
     parsed = parser.parse_args([word for argument in given for word in OTHER_SPELLINGS.get(argument, [argument])])
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"tokenizer {parsed.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return end_interrupted(f"tokenizer {parsed.command}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """Turns a config dataclass into command-line options: one per field, with the field's docstring as its help."""
 
+import sys
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -26,6 +27,16 @@ def add_config_arguments(parser: ArgumentParser, config_class: type, config_file
         item = int if "int" in str(field.type) else str
         parser.add_argument(f"--{name}", nargs="+", type=item, required=required, default=default, help=helps[name])
     parser.add_class_arguments(config_class, skip=set(lists))
+
+
+def end_interrupted(command: str) -> int:
+    """Says that Ctrl-C ended a command, and returns its exit code.
+
+    What destructors raise from here on is not shown: libraries cut off while starting leave half-made objects.
+    """
+    sys.unraisablehook = lambda _: None
+    print(f"{command}: interrupted", file=sys.stderr)
+    return 130
 
 
 def make_config(parser: ArgumentParser, config_class: type, options: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 from multiprocessing import parent_process
+from signal import SIG_DFL, SIGINT, signal
 from threading import Thread
 
 
@@ -11,7 +12,9 @@ def available_cores() -> int:
 
 
 def end_with_parent() -> None:
-    """Initialiser of a worker: ends it when its parent is gone, so that kill -9 leaves no writers behind."""
+    """Initialiser of a worker: ends it when its parent is gone, so that kill -9 leaves no writers behind, and at Ctrl-C
+    without a word, for the parent says what there is to say."""
+    signal(SIGINT, SIG_DFL)
 
     def watch() -> None:
         parent = parent_process()

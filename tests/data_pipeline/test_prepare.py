@@ -319,5 +319,4 @@ def test_an_interrupt_ends_the_command(tokenizer_directory: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and not (tmp_path / "out" / META_FILE).exists()
-    # Destructors of libraries that were just starting may complain; the interrupt itself must not show as an error.
-    assert "data_pipeline prepare: interrupted" in errors and "KeyboardInterrupt" not in errors
+    assert "data_pipeline prepare: interrupted" in errors and "Traceback" not in errors
