@@ -5,6 +5,7 @@ model_config.py   load_model_config: YAML of configs/models/, a transformers dir
 loading.py        load_causal_lm: an export, a checkpoint, a plain LLaMA directory or a GGUF file -> the model
 accounting.py     count_parameters, count_flops: exact, by arithmetic, for any size; inspection.py prints them
 export.py         export_model: transformers format, verified by reload_check.py in a fresh process
+parseq/           text recognition; its own front: arch.parseq
 surgery/          a smaller model out of a larger one: python -m arch inherit | bypass
 __main__.py       python -m arch inspect | export | inherit | bypass
 """
