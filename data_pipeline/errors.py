@@ -26,3 +26,11 @@ class RemapError(DataError):
 
 class PrepareError(DataError):
     """Raw input that `prepare` refuses, or an output folder that holds something else."""
+
+
+class LabelError(DataError):
+    """Labels that a charset cannot hold, more of them than was allowed."""
+
+
+class ImageError(DataError):
+    """An image that cannot be read: truncated, not an image, too large, or of a kind that is not accepted."""

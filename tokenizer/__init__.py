@@ -12,6 +12,7 @@ inspection.py       what a vocabulary is made of and what it costs; inspection_p
 compress.py         a smaller tokenizer out of a larger one: counting.py, selection.py and derivation.py choose the
                     pieces, sliceable.py (sliceable_sentencepiece.py, sliceable_json.py) cuts them out
 stretches.py        what counting.py may encode once although it occurs often
+characters.py       words as characters, for text recognition
 vocabulary_map.py   new ids -> the donor's
 encoder.py          many texts to ids, fast, for worker processes
 processes.py        worker processes that end with their parent

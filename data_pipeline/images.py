@@ -1,0 +1,56 @@
+"""Image bytes from anywhere to RGB pixels; what is broken, disguised or too large is refused by name."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from data_pipeline.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Told by the content, whatever a file's name says. None of them runs code or reads other files."""
+MAX_PIXELS = 64_000_000
+"""Larger images are refused by their header, before a pixel is decoded."""
+
+
+def decode_image(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The first frame as 8-bit RGB. Transparency is laid over white, 16-bit values keep their upper half.
+
+    Raises:
+        ImageError: naming `where`.
+    """
+    if not content:
+        raise ImageError(f"{where}: the image holds no bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own, higher limit of size
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(f"{where}: {width:,} x {height:,} pixels, more than {max_pixels:,}; scale it down")
+            image.load()
+    except UnidentifiedImageError:
+        raise ImageError(f"{where}: not an image of a known kind ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{where}: many more pixels than {max_pixels:,}; scale it down") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for damaged files
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{where}: damaged image ({error})") from None
+    return _to_rgb(image)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        scale = 257.0 if values.max() > 255 else 1.0
+        return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
