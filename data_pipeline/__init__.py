@@ -10,6 +10,10 @@
                                                             replay.py        the documents of one step
     remap.py         shards -> shards of a compressed tokenizer; remap_ids.py says why that is exact
 
+    word_source.py   word images as samples: word_stores.py reads LMDB, Parquet and folders, labels.py and images.py
+                     refuse by name what is broken, word_augment.py changes copies
+    synth_words.py   words drawn from lists: word_lists.py, word_fonts.py, word_photographs.py, render_words.py
+
 The front door is `python -m data_pipeline`. A public name loads its module when first used: importing the room is
 cheap.
 """

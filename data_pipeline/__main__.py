@@ -1,5 +1,5 @@
-"""`python -m data_pipeline prepare | remap | replay | sample`: text to shards, shards to a smaller tokenizer, the
-documents of a step, a first corpus."""
+"""`python -m data_pipeline prepare | remap | replay | sample | synth-words`: text to shards, shards to a smaller
+tokenizer, the documents of a step, a first corpus, word images."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -43,18 +43,27 @@ def sample_command(config: Any) -> None:
     print(sample(config).to_text())
 
 
+def synth_words_command(config: Any) -> None:
+    """Draw word images, and say what they show."""
+    from data_pipeline.synth_words import synthesise
+
+    print(synthesise(config))
+
+
 def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Config class, function and summary of each command. Worker processes import this module, so imports are here."""
     from data_pipeline.prepare_config import PrepareConfig
     from data_pipeline.remap import RemapConfig
     from data_pipeline.replay import ReplayConfig
     from data_pipeline.sample import SampleConfig
+    from data_pipeline.synth_words import SynthCommand
 
     return {
         "prepare": (PrepareConfig, prepare_command, "Turn raw text into token shards; continues if interrupted."),
         "remap": (RemapConfig, remap_command, "Turn shards into shards of a compressed tokenizer, without the text."),
         "replay": (ReplayConfig, replay_command, "Print the exact documents of one step of a run."),
         "sample": (SampleConfig, sample_command, "Write a small corpus, split into train and validation."),
+        "synth-words": (SynthCommand, synth_words_command, "Draw word images into an LMDB, for text recognition."),
     }
 
 

@@ -44,7 +44,8 @@ class Loader:
         prefetch: steps that each worker builds ahead.
         pin_memory: return batches in page-locked memory, for asynchronous copies to a GPU.
 
-    Each Batch holds, besides what `collate` returns, `sample_ids`: int64 [B], the samples' numbers in the source.
+    Each Batch holds, besides what `collate` returns, `sample_ids`: int64 [B], the samples' numbers in the source, and
+    `step`: int64 [], the step that they belong to, for what a task draws once per step.
 
     Raises:
         OrderError: the global batch is not a whole number of micro-batches on every rank.
@@ -115,8 +116,8 @@ class _Steps(Dataset[list[Batch]]):
 
     def __getitem__(self, step: int) -> list[Batch]:
         sample_ids_AB = self.order.batch(step).reshape(-1, self.micro_batch_size)[self.micro_batches]
-        return [self._batch(sample_ids_B) for sample_ids_B in sample_ids_AB]
+        return [self._batch(sample_ids_B, step) for sample_ids_B in sample_ids_AB]
 
-    def _batch(self, sample_ids_B: np.ndarray) -> Batch:
+    def _batch(self, sample_ids_B: np.ndarray, step: int) -> Batch:
         batch = self.collate([self.source.sample(index) for index in sample_ids_B.tolist()])
-        return {**batch, "sample_ids": torch.from_numpy(sample_ids_B.copy())}
+        return {**batch, "sample_ids": torch.from_numpy(sample_ids_B.copy()), "step": torch.tensor(step)}

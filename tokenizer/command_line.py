@@ -1,7 +1,7 @@
 """Turns a config dataclass into command-line options: one per field, with the field's docstring as its help."""
 
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from docstring_parser import parse_from_object
@@ -18,7 +18,8 @@ def add_config_arguments(parser: ArgumentParser, config_class: type, config_file
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     lists = {field.name: field for field in fields(config_class) if "list[" in str(field.type)}
-    helps = {entry.arg_name: entry.description for entry in parse_from_object(config_class).params}
+    classes = [base for base in reversed(config_class.__mro__) if is_dataclass(base)]
+    helps = {entry.arg_name: entry.description for base in classes for entry in parse_from_object(base).params}
     if config_file:
         parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     for name, field in lists.items():

@@ -1,0 +1,267 @@
+"""Where word images lie: LMDB, Parquet, or a folder with a label file. Each store is numbered and read-only.
+
+    LMDB      num-samples, image-%09d, label-%09d, counted from 1: the layout of every scene-text toolkit
+    Parquet   a column `image` (bytes, or {bytes, path}) and a column `text` (or `label`)
+    folder    a label file (labels.txt, gt.txt, labels.tsv) of `file<TAB>label`, or labels.csv of `file,label`
+
+A folder that holds none of these itself, but folders or Parquet files that do, is their concatenation.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol
+
+import lmdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.errors import SourceError
+
+LABEL_FILES = ("labels.txt", "gt.txt", "labels.tsv", "labels.csv")
+
+
+class WordStore(Protocol):
+    """Word images with labels."""
+
+    labels: Sequence[str]
+    """All labels, as they are stored."""
+
+    def name(self, index: int) -> str:
+        """Where sample `index` lies, for messages."""
+
+    def image(self, index: int) -> bytes:
+        """The encoded image of sample `index`."""
+
+
+def open_words(path: str | Path) -> WordStore:
+    """Opens a store of any kind.
+
+    Raises:
+        SourceError: none of the kinds, or damaged; names the file.
+        FileNotFoundError: there is nothing.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder of word images")
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return ParquetWords(path)
+        raise SourceError(f"{path}: word images come as .parquet, or as a folder (LMDB, or with a label file)")
+    if (path / "data.mdb").is_file():
+        return LmdbWords(path)
+    for file in LABEL_FILES:
+        if (path / file).is_file():
+            return FolderWords(path / file)
+    inner = sorted({*path.glob("*.parquet"), *(entry for entry in path.iterdir() if entry.is_dir())})
+    if not inner:
+        raise SourceError(f"{path}: holds neither data.mdb nor {', '.join(LABEL_FILES)} nor .parquet files")
+    return ConcatenatedWords([open_words(entry) for entry in inner])
+
+
+def content_hash(store: WordStore) -> str:
+    """SHA-256 of every label and of the size of every image: what a run remembers of its data."""
+    digest = hashlib.sha256()
+    for index, label in enumerate(store.labels):
+        digest.update(f"{label}\0{len(store.image(index))}\0".encode())
+    return digest.hexdigest()
+
+
+class LmdbWords:
+    """An LMDB environment in the toolkits' layout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._environment.begin() as transaction:
+            count = transaction.get(b"num-samples")
+            if count is None or not count.isdigit():
+                raise SourceError(f"{path}: key 'num-samples' is {'missing' if count is None else repr(count)}")
+            labels = []
+            cursor = transaction.cursor()
+            for number in range(1, int(count) + 1):
+                if not cursor.set_key(b"image-%09d" % number):
+                    raise SourceError(f"{path}: key 'image-{number:09d}' is missing, of {int(count)}")
+                label = transaction.get(b"label-%09d" % number)
+                if label is None:
+                    raise SourceError(f"{path}: key 'label-{number:09d}' is missing, of {int(count)}")
+                try:
+                    labels.append(label.decode())
+                except UnicodeDecodeError:
+                    raise SourceError(f"{path}: 'label-{number:09d}' is not UTF-8: {label!r}") from None
+        self.labels: Sequence[str] = labels
+
+    @property
+    def _environment(self) -> lmdb.Environment:
+        return open_environment(self.path, os.getpid())
+
+    def name(self, index: int) -> str:
+        return f"{self.path}: image-{index + 1:09d}"
+
+    def image(self, index: int) -> bytes:
+        with self._environment.begin() as transaction:
+            content = transaction.get(b"image-%09d" % (index + 1))
+        if content is None:
+            raise SourceError(f"{self.name(index)}: the key is gone")
+        return bytes(content)
+
+
+@cache
+def open_environment(path: Path, process: int) -> lmdb.Environment:
+    """An LMDB for reading; LMDB wants it opened once in a process, and again after a fork.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    try:
+        return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.Error as error:
+        raise SourceError(f"{path}: not an LMDB that can be read ({error})") from None
+
+
+class ParquetWords:
+    """A Parquet file, its columns in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            file = pq.ParquetFile(path)
+            names = file.schema_arrow.names
+            text = next((name for name in ("text", "label") if name in names), None)
+            if "image" not in names or text is None:
+                raise SourceError(f"{path}: needs columns 'image' and 'text' (or 'label'), has {', '.join(names)}")
+            table = file.read([text, "image"])
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{path}: not a Parquet file that can be read ({error})") from None
+        labels = table.column(text).to_pylist()
+        missing = next((row for row, label in enumerate(labels) if not isinstance(label, str)), None)
+        if missing is not None:
+            raise SourceError(f"{path}: row {missing}: '{text}' is {labels[missing]!r}, not a text")
+        self.labels: Sequence[str] = labels
+        self._images = table.column("image").combine_chunks()
+        if pa.types.is_struct(self._images.type):
+            self._images = self._images.field("bytes")
+
+    def name(self, index: int) -> str:
+        return f"{self.path}: row {index}"
+
+    def image(self, index: int) -> bytes:
+        content = self._images[index].as_py()
+        if not isinstance(content, bytes):
+            raise SourceError(f"{self.name(index)}: 'image' is {type(content).__name__}, not bytes")
+        return content
+
+
+class FolderWords:
+    """Image files beside a label file; no name may lead out of the folder."""
+
+    def __init__(self, label_file: Path) -> None:
+        self.folder = label_file.parent
+        root = self.folder.resolve()
+        separator = "," if label_file.suffix == ".csv" else "\t"
+        self._files, labels = [], []
+        with label_file.open(encoding="utf-8-sig", newline="") as lines:
+            # Quotes mean something in .csv files only.
+            table = csv.reader(lines) if separator == "," else (line.rstrip("\r\n").split("\t") for line in lines)
+            try:
+                for number, fields in enumerate(table, start=1):
+                    if not any(fields):
+                        continue
+                    if len(fields) != 2:
+                        raise SourceError(
+                            f"{label_file}, line {number}: expected file and label separated by {separator!r}, found"
+                            f" {len(fields)} fields"
+                        )
+                    file = (root / fields[0]).resolve()
+                    if not file.is_relative_to(root):
+                        raise SourceError(f"{label_file}, line {number}: {fields[0]} lies outside of the folder")
+                    if not file.is_file():
+                        raise SourceError(f"{label_file}, line {number}: {fields[0]} is not there")
+                    self._files.append(file)
+                    labels.append(fields[1])
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{label_file}: not UTF-8 at byte {error.start}") from None
+        self.labels: Sequence[str] = labels
+
+    def name(self, index: int) -> str:
+        return str(self._files[index])
+
+    def image(self, index: int) -> bytes:
+        return self._files[index].read_bytes()
+
+
+class ConcatenatedWords:
+    """Several stores, one after the other."""
+
+    def __init__(self, stores: Sequence[WordStore]) -> None:
+        self._stores = list(stores)
+        self._stops = list(accumulate(len(store.labels) for store in stores))
+        self.labels: Sequence[str] = [label for store in stores for label in store.labels]
+
+    def _locate(self, index: int) -> tuple[WordStore, int]:
+        number = bisect_right(self._stops, index)
+        store = self._stores[number]
+        return store, index - self._stops[number] + len(store.labels)
+
+    def name(self, index: int) -> str:
+        store, inner = self._locate(index)
+        return store.name(inner)
+
+    def image(self, index: int) -> bytes:
+        store, inner = self._locate(index)
+        return store.image(inner)
+
+
+class LmdbWriter:
+    """Writes the toolkits' layout; the folder appears, complete, when the block ends without an error.
+
+    Raises:
+        SourceError: the folder is there already.
+    """
+
+    BATCH = 1000
+    """Images of one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        if path.exists():
+            raise SourceError(f"{path}: is there already; choose another folder or remove it")
+        self.path, self.count = path, 0
+        self._partial = path.with_name(f"{path.name}.partial")
+        self._waiting: list[tuple[bytes, bytes]] = []
+
+    def __enter__(self) -> LmdbWriter:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._environment = lmdb.open(str(self._partial), map_size=2**40, map_async=True)
+        return self
+
+    def add(self, image: bytes, label: str) -> None:
+        """Appends an encoded image and its label."""
+        self.count += 1
+        self._waiting += [(b"image-%09d" % self.count, image), (b"label-%09d" % self.count, label.encode())]
+        if len(self._waiting) >= 2 * self.BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._environment.begin(write=True) as transaction:
+            for key, value in self._waiting:
+                transaction.put(key, value)
+        self._waiting = []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._waiting.append((b"num-samples", str(self.count).encode()))
+            self._flush()
+            self._environment.sync(True)
+        self._environment.close()
+        if kind is None:
+            self._partial.rename(self.path)
+        else:
+            shutil.rmtree(self._partial, ignore_errors=True)
