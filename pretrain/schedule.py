@@ -3,6 +3,7 @@
     cosine   warm-up, then half a cosine from the peak to `final_ratio` of it           (PanGu-pi, spec section 5)
     wsd      warm-up, stable, then a decay over the last `decay_fraction` of the run    (warmup-stable-decay)
     constant warm-up, then the peak
+    onecycle half a cosine up from 1/25 of the peak, half a cosine down to `final_ratio`    (scene-text recognition)
 
 The square-root batch rule (tiny_lm spec, section 8) turns an anchor (batch, rate) into the peak for another batch.
 """
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 BATCH_WARNING_TOKENS = 4_000_000
 """From this global batch on convergence per token degrades (tiny_lm spec, section 8)."""
+
+ONECYCLE_START = 1 / 25
+"""Where `onecycle` begins, as a share of the peak; torch's OneCycleLR has the same default."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,14 @@ def warn_of_large_batch(batch_tokens: int) -> None:
 class ScheduleConfig:
     """Shape of the learning rate over the run."""
 
-    name: Literal["cosine", "wsd", "constant"] = "cosine"
+    name: Literal["cosine", "wsd", "constant", "onecycle"] = "cosine"
     """Which schedule."""
     warmup_steps: int | None = None
     """Steps of linear warm-up; None takes `warmup_fraction` of the run."""
     warmup_fraction: float = 0.03
     """Warm-up as a fraction of the run, used when `warmup_steps` is None."""
     final_ratio: float = 0.1
-    """Rate at the last step as a fraction of the peak (cosine and wsd)."""
+    """Rate at the last step as a fraction of the peak (cosine, wsd, onecycle)."""
     decay_fraction: float = 0.2
     """wsd: fraction of the run, at its end, over which the rate decays."""
     decay_shape: Literal["linear", "sqrt"] = "sqrt"
@@ -66,7 +70,12 @@ class ScheduleConfig:
     def factor(self, step: int, total_steps: int) -> float:
         """Learning rate of `step` (counted from 0) as a fraction of the peak."""
         warmup = self.warmup_steps if self.warmup_steps is not None else round(self.warmup_fraction * total_steps)
-        if step < warmup:
+        if self.name == "onecycle":
+            warmup = max(1, warmup - 1)  # the last step of the warm-up has the peak, as in torch's OneCycleLR
+            if step < warmup:
+                rise = 0.5 * (1 - math.cos(math.pi * step / warmup))
+                return ONECYCLE_START + (1 - ONECYCLE_START) * rise
+        elif step < warmup:
             return (step + 1) / warmup
         if self.name == "constant":
             return 1.0

@@ -1,7 +1,8 @@
 """The tasks that the trainer can train. `Task` is the interface; each other file is one task.
 
-base.py            Task, LossOutput, TaskModule
-language_model.py  LanguageModelTask: packed text, chunked cross-entropy
+base.py              Task, LossOutput, TaskModule
+language_model.py    LanguageModelTask: packed text, chunked cross-entropy
+word_recognition.py  WordRecognitionTask: PARSeq on word images
 """
 
 import importlib
@@ -12,6 +13,7 @@ _HOMES = {
     "LossOutput": "base",
     "Task": "base",
     "TaskModule": "base",
+    "WordRecognitionTask": "word_recognition",
 }
 __all__ = list(_HOMES)
 

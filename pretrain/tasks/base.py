@@ -53,7 +53,7 @@ class Task(ABC):
 
     @abstractmethod
     def collate(self, samples: list[dict[str, np.ndarray]]) -> Batch:
-        """Samples of one micro-batch into tensors; `sample_ids` is added by the loader."""
+        """Samples of one micro-batch into tensors; in training the loader adds `sample_ids` and `step`."""
 
     @abstractmethod
     def weight(self, batch: Batch) -> float:
