@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "collapse": (commands.CollapseOptions, "eval.collapse"),
     "forgetting": (commands.ForgettingOptions, "eval.forgetting"),
     "generate": (commands.GenerateOptions, "eval.generate"),
+    "ocr": (commands.OcrOptions, "eval.ocr"),
     "report": (commands.ReportOptions, "eval.report"),
     "ablation": (commands.AblationOptions, "eval.ablation"),
     "ladder": (commands.LadderOptions, "eval.ladder"),

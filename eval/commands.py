@@ -159,6 +159,36 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
+class OcrOptions:
+    """Reads word images: accuracy on every benchmark of a folder, ours and other recognisers side by side."""
+
+    model: list[str]
+    """One or more recognisers: run, checkpoint or export; `rapidocr` for that package's. NAME=PATH names one."""
+    data: str
+    """Folder of benchmarks (.parquet files, LMDB or label folders), or one of them."""
+    output: str | None = None
+    """Folder for ocr.json, ocr.txt and a picture of each recogniser's worst errors."""
+    charset: str = "36"
+    """What label and reading are brought to before they are compared: 36, 62, 94, or a text file."""
+    decoding: Literal["autoregressive", "parallel"] = "autoregressive"
+    """Character by character, or all at once."""
+    refinements: int = 1
+    """Times that every character is predicted again, given the others."""
+    batch_size: int = 64
+    """Images of one forward pass."""
+    limit: int | None = None
+    """Images per benchmark; None takes all. For trying out, not for results."""
+    max_unreadable: float = 0.0
+    """Share of a benchmark's images that may be damaged; they are named and left out."""
+    device: str | None = None
+    """Torch device; None takes the accelerator if there is one."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "limit")
+        at_least(self, 0, "refinements", "max_unreadable")
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Renders one self-contained report.html from a run directory."""
 
