@@ -64,8 +64,6 @@ class SynthConfig:
     """How strongly words are changed."""
 
     def __post_init__(self) -> None:
-        if not self.words:
-            raise ValueError("words: name at least one word list")
         if self.size < 1:
             raise ValueError(f"size: must be at least 1, got {self.size}")
         for name in ("digits", "capitals"):
@@ -100,10 +98,12 @@ class WordPainter:
     """Text and image of sample i.
 
     Raises:
-        SourceError: no words, no fonts, or no font that draws a word.
+        SourceError: no word list, no words, no fonts, or no font that draws a word.
     """
 
     def __init__(self, config: SynthConfig, charset: str) -> None:
+        if not config.words:
+            raise SourceError("synthetic.words is empty: name at least one word list, or texts to take words from")
         self.config, self.charset = config, charset
         rules = LabelRules.for_charset(charset, config.longest)
         words, self.report = read_words(config.words, rules)

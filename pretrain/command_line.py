@@ -11,7 +11,10 @@ import importlib
 import inspect
 import re
 from collections.abc import Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -83,9 +86,17 @@ def nearest(unknown: str, fields: Sequence[str]) -> str:
 
 
 def _class_fields(class_path: str) -> list[str]:
-    """Argument names of a class given by import path."""
+    """Argument names of a class given by import path, those of arguments that are dataclasses included."""
     module, _, name = class_path.rpartition(".")
-    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    initialise = getattr(importlib.import_module(module), name).__init__
+    nested = [
+        f"{argument}.{field.name}"
+        for argument, kind in get_type_hints(initialise).items()
+        for option in (kind, *get_args(kind))
+        if is_dataclass(option)
+        for field in dataclass_fields(option)
+    ]
+    return [*(parameter for parameter in inspect.signature(initialise).parameters if parameter != "self"), *nested]
 
 
 def _unknown_field(text: str) -> str | None:

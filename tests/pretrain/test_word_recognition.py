@@ -215,6 +215,20 @@ def test_what_cannot_be_is_refused(shape, words, changes, message):
         make(shape, words, **changes).build_model(0)
 
 
+def test_a_mistyped_field_of_the_drawn_words_is_named(shape, words, tmp_path):
+    extra = {"task__synthetic__wrods": "[]", "task__synthetic__size": 3}
+    with pytest.raises(ConfigurationError, match=r"'wrods' of .*WordRecognitionTask; did you mean 'synthetic\.words'"):
+        parse(arguments(shape, words, tmp_path / "run", **extra))
+
+
+def test_drawn_words_without_a_word_list_are_refused(shape, words, tmp_path):
+    from data_pipeline.errors import SourceError
+
+    extra = {"task__synthetic": '{"words": [], "size": 3, "longest": 8}'}
+    with pytest.raises(SourceError, match=r"synthetic\.words is empty"):
+        train(parse(arguments(shape, words, tmp_path / "run", **extra))[0])
+
+
 def test_another_charset_does_not_continue_a_run(shape, words, tmp_path):
     from pretrain.errors import CheckpointError
 
