@@ -110,7 +110,7 @@ class ParseqConfig:
 
 
 def load_parseq_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ParseqConfig:
-    """Reads a YAML of ParseqConfig fields (configs/models/parseq_*.yaml).
+    """Reads a YAML of ParseqConfig fields (configs/parseq/*.yaml).
 
     Raises:
         ParseqConfigError: not YAML, an unknown field, or a value that cannot be; names file and field.

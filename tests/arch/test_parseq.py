@@ -69,7 +69,7 @@ def generator(seed: int = 0) -> torch.Generator:
 )
 def test_parameters_are_the_published_ones(name, overrides, parameters):
     with torch.device("meta"):
-        model = Parseq(load_parseq_config(ROOT / f"configs/models/parseq_{name}.yaml", overrides))
+        model = Parseq(load_parseq_config(ROOT / f"configs/parseq/{name}.yaml", overrides))
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
@@ -318,7 +318,7 @@ def test_flops_are_those_that_torch_counts():
 
 def test_initial_loss_is_that_of_guessing():
     torch.manual_seed(0)
-    model = Parseq(load_parseq_config(ROOT / "configs/models/parseq_cpu_s.yaml", {"characters": 36})).eval()
+    model = Parseq(load_parseq_config(ROOT / "configs/parseq/cpu_s.yaml", {"characters": 36})).eval()
     context = torch.randint(1, 37, (16, 8), generator=generator())
     logits = model(
         torch.rand(16, 3, 32, 128) * 2 - 1,
