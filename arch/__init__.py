@@ -1,6 +1,7 @@
 """Models, what they cost, and how they leave: imports torch and transformers only, and knows nothing of training.
 
 pangu_pi/         PanGu-pi and, with its additions off, LLaMA: configuration, modeling files, the two additions
+config_file.py    fields from YAML or JSON, names checked
 model_config.py   load_model_config: YAML of configs/models/, a transformers directory or a mapping -> PanguPiConfig
 loading.py        load_causal_lm: an export, a checkpoint, a plain LLaMA directory or a GGUF file -> the model
 accounting.py     count_parameters, count_flops: exact, by arithmetic, for any size; inspection.py prints them
@@ -17,7 +18,7 @@ _HOMES = {
     "PanguPiConfig": "pangu_pi",
     "PanguPiForCausalLM": "pangu_pi",
     "PanguPiModel": "pangu_pi",
-    "ModelConfigError": "model_config",
+    "ModelConfigError": "config_file",
     "load_model_config": "model_config",
     "WeightsError": "loading",
     "load_causal_lm": "loading",

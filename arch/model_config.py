@@ -1,15 +1,13 @@
 """`load_model_config`: a model's shape from YAML, a transformers directory or a mapping, checked field by field."""
 
 import dataclasses
-import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 
+from .config_file import ModelConfigError, check_names, read_fields
 from .pangu_pi import PanguPiConfig
 
 # What LLaMA configurations also accept, besides the dataclass fields.
@@ -17,10 +15,6 @@ EXTRA_FIELDS = frozenset({"rope_theta", "rope_scaling", "attn_implementation"})
 PLAIN_LLAMA = {"series_terms": 1, "shortcut_count": 0}
 # Of a config.json: what names the class or the files and not the shape.
 IDENTITY_FIELDS = frozenset({"model_type", "architectures", "auto_map", "transformers_version", "_name_or_path"})
-
-
-class ModelConfigError(ValueError):
-    """A model configuration that cannot be read, or that has an unknown, ill-typed or contradictory field."""
 
 
 def load_model_config(
@@ -50,7 +44,7 @@ def load_model_config(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model configuration (a YAML file or a transformers directory)")
     _check_names(overrides or {}, f"overrides of {path}")
-    fields = _read_mapping(path)
+    fields = read_fields(path)
     if path.suffix == ".json":
         return from_transformers(fields, str(path), overrides)
     return _checked({**fields, **(overrides or {})}, str(path))
@@ -73,17 +67,6 @@ def from_transformers(
             raise ModelConfigError(f"{where}: model_type is {other!r}; only 'pangu_pi' and 'llama' can be loaded")
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
-    try:
-        fields = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ModelConfigError(f"{path}: {error}") from None
-    if not isinstance(fields, dict):
-        raise ModelConfigError(f"{path}: expected a mapping of fields, found {type(fields).__name__}")
-    return fields
-
-
 def _checked(fields: dict[str, Any], where: str) -> PanguPiConfig:
     """A configuration from fields that a person wrote: unknown names are errors."""
     _check_names(fields, where)
@@ -91,11 +74,7 @@ def _checked(fields: dict[str, Any], where: str) -> PanguPiConfig:
 
 
 def _check_names(fields: Mapping[str, Any], where: str) -> None:
-    valid = {field.name for field in dataclasses.fields(PanguPiConfig)} | EXTRA_FIELDS
-    for name in fields:
-        if name not in valid:
-            nearest = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.0)[0]
-            raise ModelConfigError(f"{where}: unknown field {name!r}; did you mean {nearest!r}?")
+    check_names(fields, {field.name for field in dataclasses.fields(PanguPiConfig)} | EXTRA_FIELDS, where)
 
 
 def _build(fields: dict[str, Any], where: str) -> PanguPiConfig:

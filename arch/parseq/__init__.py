@@ -7,7 +7,7 @@ model.py           Parseq: encoder, decoder, head
 decoding.py        recognise: autoregressive or parallel, then refinement
 """
 
-from arch.parseq.configuration import ParseqConfig, ParseqConfigError, load_parseq_config
+from arch.parseq.configuration import ParseqConfig, load_parseq_config
 from arch.parseq.decoding import recognise
 from arch.parseq.model import Parseq
 from arch.parseq.orderings import attention_masks, cloze_mask, sample_orderings
@@ -15,7 +15,6 @@ from arch.parseq.orderings import attention_masks, cloze_mask, sample_orderings
 __all__ = [
     "Parseq",
     "ParseqConfig",
-    "ParseqConfigError",
     "attention_masks",
     "cloze_mask",
     "load_parseq_config",

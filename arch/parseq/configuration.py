@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-
-class ParseqConfigError(ValueError):
-    """A configuration that cannot be built; the message names the field."""
+from arch.config_file import ModelConfigError, check_names, read_fields
 
 
 @dataclass(frozen=True)
@@ -52,16 +47,16 @@ class ParseqConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "dropout" and (not isinstance(value, int) or value < 1):
-                raise ParseqConfigError(f"{field.name}: must be a whole number of at least 1, found {value!r}")
+                raise ModelConfigError(f"{field.name}: must be a whole number of at least 1, found {value!r}")
         if not 0 <= self.dropout < 1:
-            raise ParseqConfigError(f"dropout: must be at least 0 and below 1, found {self.dropout}")
+            raise ModelConfigError(f"dropout: must be at least 0 and below 1, found {self.dropout}")
         for heads in ("encoder_heads", "decoder_heads"):
             if self.width % getattr(self, heads):
-                raise ParseqConfigError(f"{heads}: width {self.width} is not a multiple of {getattr(self, heads)}")
+                raise ModelConfigError(f"{heads}: width {self.width} is not a multiple of {getattr(self, heads)}")
         for side in ("height", "width"):
             image, patch = getattr(self, f"image_{side}"), getattr(self, f"patch_{side}")
             if image % patch:
-                raise ParseqConfigError(f"patch_{side}: image_{side} {image} is not a multiple of {patch}")
+                raise ModelConfigError(f"patch_{side}: image_{side} {image} is not a multiple of {patch}")
 
     @property
     def image_tokens(self) -> int:
@@ -113,25 +108,15 @@ def load_parseq_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     """Reads a YAML of ParseqConfig fields (configs/parseq/*.yaml).
 
     Raises:
-        ParseqConfigError: not YAML, an unknown field, or a value that cannot be; names file and field.
+        ModelConfigError: not YAML, an unknown field, or a value that cannot be; names file and field.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model configuration")
+    content = {**read_fields(path), **(overrides or {})}
+    check_names(content, [field.name for field in fields(ParseqConfig)], str(path))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParseqConfigError(f"{path}: not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ParseqConfigError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
-    known = [field.name for field in fields(ParseqConfig)]
-    for name in {**content, **(overrides or {})}:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-            raise ParseqConfigError(f"{path}: unknown field {name!r}{hint}")
-    try:
-        return replace(ParseqConfig(), **{**content, **(overrides or {})})
-    except ParseqConfigError as error:
-        raise ParseqConfigError(f"{path}: {error}") from None
+        return ParseqConfig(**content)
+    except ModelConfigError as error:
+        raise ModelConfigError(f"{path}: {error}") from None

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arch.parseq import Parseq, ParseqConfig, ParseqConfigError, load_parseq_config, sample_orderings
+from arch import ModelConfigError
+from arch.parseq import Parseq, ParseqConfig, load_parseq_config, sample_orderings
 from data_pipeline import Batch, Source
 from data_pipeline.synth_words import SynthConfig, SynthWords
 from data_pipeline.word_source import WordSource
@@ -80,7 +81,7 @@ class WordRecognitionTask(Task):
             self.model_config: ParseqConfig = load_parseq_config(model, sizes)
         except CharsetError as error:
             raise ConfigurationError(f"task.charset: {error}") from None
-        except (ParseqConfigError, FileNotFoundError) as error:
+        except (ModelConfigError, FileNotFoundError) as error:
             raise ConfigurationError(f"task.model or task.model_overrides: {error}") from None
 
     @property

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from arch import ModelConfigError
 from arch.parseq import (
     Parseq,
     ParseqConfig,
-    ParseqConfigError,
     attention_masks,
     cloze_mask,
     load_parseq_config,
@@ -92,7 +92,7 @@ def test_wrong_sizes_are_named(tmp_path):
         ("a: [", r"not YAML"),
     ):
         (tmp_path / "x.yaml").write_text(fields)
-        with pytest.raises(ParseqConfigError, match=message):
+        with pytest.raises(ModelConfigError, match=message):
             load_parseq_config(tmp_path / "x.yaml")
     with pytest.raises(FileNotFoundError):
         load_parseq_config(tmp_path / "no.yaml")
