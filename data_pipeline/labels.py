@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 from data_pipeline.errors import LabelError
@@ -67,12 +68,19 @@ class LabelRules:
 
 def adapt_to_charset(text: str, charset: str) -> tuple[str, str]:
     """The text in the charset's case where it has only one, without characters outside of it; and those removed."""
-    if charset == charset.lower() != charset.upper():
-        text = text.lower()
-    elif charset == charset.upper() != charset.lower():
-        text = text.upper()
-    allowed = frozenset(charset)
+    allowed, case = _of_charset(charset)
+    text = case(text)
     return "".join(filter(allowed.__contains__, text)), "".join(c for c in text if c not in allowed)
+
+
+@cache
+def _of_charset(charset: str) -> tuple[frozenset[str], Callable[[str], str]]:
+    """Its characters, and what brings a text to its case."""
+    if charset == charset.lower() != charset.upper():
+        return frozenset(charset), str.lower
+    if charset == charset.upper() != charset.lower():
+        return frozenset(charset), str.upper
+    return frozenset(charset), str
 
 
 @dataclass
@@ -130,13 +138,13 @@ class LabelReport:
 
 
 def clean_labels(
-    names: Sequence[str], labels: Sequence[str], rules: LabelRules
+    name: Callable[[int], str], labels: Sequence[str], rules: LabelRules
 ) -> tuple[list[int], list[str], LabelReport]:
-    """Numbers of the kept labels, the kept labels after the rules, and the report."""
+    """Numbers of the kept labels, the kept labels after the rules, and the report; `name` says where a number lies."""
     report, numbers, kept = LabelReport(), [], []
-    for number, (name, label) in enumerate(zip(names, labels, strict=True)):
+    for number, label in enumerate(labels):
         clean = rules.clean(label)
-        report.add(name, label, clean)
+        report.add(name(number) if clean.problem or clean.removed else "", label, clean)
         if not clean.problem:
             numbers.append(number)
             kept.append(clean.text)

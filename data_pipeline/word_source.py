@@ -59,8 +59,7 @@ class WordSource:
         self.tokenizer, self.size, self.max_length = tokenizer, size, max_length
         self.copies, self.seed = copies, seed
         self.rules = LabelRules.for_charset(tokenizer.characters, max_length)
-        names = [self.store.name(index) for index in range(len(self.store.labels))]
-        kept, self.labels, self.report = clean_labels(names, self.store.labels, self.rules)
+        kept, self.labels, self.report = clean_labels(self.store.name, self.store.labels, self.rules)
         self.report.refuse_above(max_dropped, max_altered, self.where)
         if not kept:
             raise SourceError(f"{self.where}: holds no word images")

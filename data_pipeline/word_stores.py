@@ -14,14 +14,15 @@ import hashlib
 import os
 import shutil
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Protocol
 
 import lmdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import SourceError
@@ -41,6 +42,9 @@ class WordStore(Protocol):
     def image(self, index: int) -> bytes:
         """The encoded image of sample `index`."""
 
+    def image_sizes(self) -> Iterator[int]:
+        """Bytes of every image, without reading them."""
+
 
 def open_words(path: str | Path) -> WordStore:
     """Opens a store of any kind.
@@ -50,28 +54,40 @@ def open_words(path: str | Path) -> WordStore:
         FileNotFoundError: there is nothing.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder of word images")
+    found = find_stores(path)
+    if found != [path]:
+        return ConcatenatedWords([open_words(entry) for entry in found])
     if path.is_file():
-        if path.suffix == ".parquet":
-            return ParquetWords(path)
-        raise SourceError(f"{path}: word images come as .parquet, or as a folder (LMDB, or with a label file)")
+        return ParquetWords(path)
     if (path / "data.mdb").is_file():
         return LmdbWords(path)
-    for file in LABEL_FILES:
-        if (path / file).is_file():
-            return FolderWords(path / file)
+    return FolderWords(next(path / name for name in LABEL_FILES if (path / name).is_file()))
+
+
+def find_stores(path: Path) -> list[Path]:
+    """The path itself if it is a store, else the Parquet files and folders in it, sorted.
+
+    Raises:
+        SourceError: a file of another kind, or a folder with nothing in it.
+        FileNotFoundError: there is nothing.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder of word images")
+    if path.is_file() and path.suffix != ".parquet":
+        raise SourceError(f"{path}: word images come as .parquet, or as a folder (LMDB, or with a label file)")
+    if path.is_file() or any((path / name).is_file() for name in ("data.mdb", *LABEL_FILES)):
+        return [path]
     inner = sorted({*path.glob("*.parquet"), *(entry for entry in path.iterdir() if entry.is_dir())})
     if not inner:
         raise SourceError(f"{path}: holds neither data.mdb nor {', '.join(LABEL_FILES)} nor .parquet files")
-    return ConcatenatedWords([open_words(entry) for entry in inner])
+    return inner
 
 
 def content_hash(store: WordStore) -> str:
     """SHA-256 of every label and of the size of every image: what a run remembers of its data."""
     digest = hashlib.sha256()
-    for index, label in enumerate(store.labels):
-        digest.update(f"{label}\0{len(store.image(index))}\0".encode())
+    for label, size in zip(store.labels, store.image_sizes(), strict=True):
+        digest.update(f"{label}\0{size}\0".encode())
     return digest.hexdigest()
 
 
@@ -112,6 +128,11 @@ class LmdbWords:
             raise SourceError(f"{self.name(index)}: the key is gone")
         return bytes(content)
 
+    def image_sizes(self) -> Iterator[int]:
+        with self._environment.begin(buffers=True) as transaction:
+            for number in range(1, len(self.labels) + 1):
+                yield len(transaction.get(b"image-%09d" % number) or b"")
+
 
 @cache
 def open_environment(path: Path, process: int) -> lmdb.Environment:
@@ -148,6 +169,8 @@ class ParquetWords:
         self._images = table.column("image").combine_chunks()
         if pa.types.is_struct(self._images.type):
             self._images = self._images.field("bytes")
+        if not (pa.types.is_binary(self._images.type) or pa.types.is_large_binary(self._images.type)):
+            raise SourceError(f"{path}: column 'image' holds {self._images.type}, not bytes")
 
     def name(self, index: int) -> str:
         return f"{self.path}: row {index}"
@@ -157,6 +180,9 @@ class ParquetWords:
         if not isinstance(content, bytes):
             raise SourceError(f"{self.name(index)}: 'image' is {type(content).__name__}, not bytes")
         return content
+
+    def image_sizes(self) -> Iterator[int]:
+        return (size or 0 for size in pc.binary_length(self._images).to_pylist())
 
 
 class FolderWords:
@@ -196,6 +222,9 @@ class FolderWords:
     def image(self, index: int) -> bytes:
         return self._files[index].read_bytes()
 
+    def image_sizes(self) -> Iterator[int]:
+        return (file.stat().st_size for file in self._files)
+
 
 class ConcatenatedWords:
     """Several stores, one after the other."""
@@ -217,6 +246,9 @@ class ConcatenatedWords:
     def image(self, index: int) -> bytes:
         store, inner = self._locate(index)
         return store.image(inner)
+
+    def image_sizes(self) -> Iterator[int]:
+        return chain.from_iterable(store.image_sizes() for store in self._stores)
 
 
 class LmdbWriter:

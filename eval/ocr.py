@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data_pipeline.errors import ImageError, SourceError
 from data_pipeline.images import decode_image
 from data_pipeline.labels import LabelRules
-from data_pipeline.word_stores import LABEL_FILES, open_words
+from data_pipeline.word_stores import find_stores, open_words
 from eval.collapse import named_models
 from eval.commands import OcrOptions
 from eval.ocr_sheet import WorstError, save_sheet
@@ -77,14 +77,7 @@ def one_minus_ned(label: str, reading: str) -> float:
 
 def find_benchmarks(folder: Path) -> dict[str, Path]:
     """Benchmarks by name: the folder's Parquet files and folders; or the one that the path itself is."""
-    if folder.is_file() or (folder / "data.mdb").is_file() or any((folder / name).is_file() for name in LABEL_FILES):
-        return {folder.stem: folder}
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of benchmarks")
-    found = sorted({*folder.glob("*.parquet"), *(entry for entry in folder.iterdir() if entry.is_dir())})
-    if not found:
-        raise SourceError(f"{folder}: holds no benchmarks (.parquet files, LMDB or label folders)")
-    return {path.stem: path for path in found}
+    return {path.stem: path for path in find_stores(folder)}
 
 
 def read_benchmark(name: str, path: Path, rules: LabelRules, limit: int | None, max_unreadable: float) -> Benchmark:

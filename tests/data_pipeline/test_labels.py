@@ -38,7 +38,7 @@ def test_chinese_survives():
 
 def test_losses_are_counted_shown_and_refused():
     labels = ["one", "two-", "x" * 30, "", "中国", "It´s"]
-    kept, texts, report = clean_labels([f"row {n}" for n in range(6)], labels, LabelRules(CHARSETS["36"]))
+    kept, texts, report = clean_labels("row {}".format, labels, LabelRules(CHARSETS["36"]))
     assert (kept, texts) == ([0, 1, 5], ["one", "two", "its"])
     assert (report.labels, report.altered, dict(report.dropped)) == (
         6,

@@ -44,7 +44,7 @@ def test_sample_i_depends_on_seed_and_i_alone(words, tmp_path):
 
 def test_what_is_drawn(words):
     painter = WordPainter(SynthConfig([words], 10, digits=0.3), CHARSETS["36"])
-    assert painter.words == ["king", "its", "naive", "river"] or set(painter.words) == {"king", "its", "naive", "river"}
+    assert painter.words == ["its", "king", "naive", "river"]
     assert painter.report.dropped["too long"] == 1 and painter.report.removed["'"] == 1
     texts = [painter.draw(index)[0] for index in range(200)]
     numbers = [text for text in texts if text.isdigit()]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from data_pipeline.labels import LabelRules
 from eval.__main__ import main
+from eval.loading import ModelLoadError
 from eval.ocr import Score, Word, find_benchmarks, one_minus_ned, score, weighted_mean
-from eval.recognisers import Reading
+from eval.recognisers import Reading, open_recogniser
 from pretrain.command_line import parse
 from pretrain.trainer import train
 from tests.data_pipeline.word_cases import picture, write_folder, write_lmdb, write_parquet
@@ -80,8 +83,8 @@ def test_the_command(recogniser, tmp_path, capsys):
     ("arguments_", "message"),
     [
         (["--model", "nowhere", "--data", "."], "neither a text recogniser"),
-        (["--model", "{run}", "--data", "nowhere"], "no such folder of benchmarks"),
-        (["--model", "{run}", "--data", "{empty}"], "holds no benchmarks"),
+        (["--model", "{run}", "--data", "nowhere"], "no such file or folder of word images"),
+        (["--model", "{run}", "--data", "{empty}"], "holds neither data.mdb"),
         (["--model", "{run}", "{run}", "--data", "."], "two models are called"),
         (["--model", "{run}", "--data", ".", "--charset", "99"], "charset '99'"),
     ],
@@ -101,6 +104,28 @@ def test_one_store_is_one_benchmark(tmp_path):
     write_lmdb(tmp_path / "lmdb", LABELS[:2])
     assert list(find_benchmarks(tmp_path / "lmdb")) == ["lmdb"]
     assert list(find_benchmarks(tmp_path)) == ["lmdb"]
+
+
+def test_the_onnx_recogniser_gets_bgr_and_its_answers_are_passed_on(monkeypatch):
+    """With a stand-in for the package, which is optional; the next test has the real one where it is installed."""
+    import numpy as np
+    from PIL import Image
+
+    seen = []
+
+    class Engine:
+        def __call__(self, pixels, **options):
+            seen.append((pixels[0, 0].tolist(), options))
+            return ([["word", 0.75]] if len(seen) == 1 else None), 0.0
+
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", SimpleNamespace(RapidOCR=Engine))
+    image = Image.fromarray(np.full((4, 4, 3), (1, 2, 3), np.uint8))
+    readings = open_recogniser("rapidocr", None, "autoregressive", 1).read([image, image])
+    assert readings == [Reading("word", 0.75), Reading("", 0.0)]
+    assert seen[0] == ([3, 2, 1], {"use_det": False, "use_cls": False, "use_rec": True})
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    with pytest.raises(ModelLoadError, match="pip install rapidocr-onnxruntime"):
+        open_recogniser("rapidocr", None, "autoregressive", 1)
 
 
 def test_the_onnx_recogniser_reads_beside_ours(recogniser, tmp_path, capsys):
