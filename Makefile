@@ -10,7 +10,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev,quickstart,donor,ocr]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev,quickstart,donor,ocr,vision,vqgan]"
 	touch $@
 
 quickstart: venv
