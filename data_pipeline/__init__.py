@@ -10,6 +10,7 @@
                                                             replay.py        the documents of one step
     remap.py         shards -> shards of a compressed tokenizer; remap_ids.py says why that is exact
 
+    image_source.py  images without labels as samples: image_stores.py reads files, folders and Parquet columns
     word_source.py   word images as samples: word_stores.py reads LMDB, Parquet and folders, labels.py and images.py
                      refuse by name what is broken, word_augment.py changes copies
     synth_words.py   words drawn from lists: word_lists.py, word_fonts.py, word_photographs.py, render_words.py

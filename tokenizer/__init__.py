@@ -1,5 +1,7 @@
 """Text tokenizers: train, compress, convert, load, inspect. The door is `python -m tokenizer train|compress|inspect`.
 
+visual/             tokenizers of images, and `python -m tokenizer visual`; its own front: tokenizer.visual
+
 documents.py        streams documents out of .jsonl, .txt and .parquet files; names what is wrong, and where
 sampling.py         a bounded random sample of a stream, the same for the same seed
 symbols.py          which user-defined and control symbols can be kept

@@ -1,6 +1,6 @@
 """`python -m tokenizer train | compress | inspect`: make a tokenizer, make it smaller, see what it is made of.
 
-`python -m tokenizer visual train | encode | decode | inspect` does the like for images.
+`python -m tokenizer visual train | import-vqgan | encode | decode | inspect` does the like for images.
 """
 
 import sys

@@ -2,6 +2,7 @@
 
 base.py              Task, LossOutput, TaskModule
 language_model.py    LanguageModelTask: packed text, chunked cross-entropy
+visual_tokenizer.py  VisualTokenizerTask: images to codes and back, VQ or FSQ
 word_recognition.py  WordRecognitionTask: PARSeq on word images
 """
 
@@ -13,6 +14,7 @@ _HOMES = {
     "LossOutput": "base",
     "Task": "base",
     "TaskModule": "base",
+    "VisualTokenizerTask": "visual_tokenizer",
     "WordRecognitionTask": "word_recognition",
 }
 __all__ = list(_HOMES)

@@ -1,4 +1,4 @@
-"""What `python -m tokenizer visual train | encode | decode | inspect` take and do.
+"""What `python -m tokenizer visual train | import-vqgan | encode | decode | inspect` take and do.
 
 These commands read image files, and reading images is the data pipeline's job: only here, and only when a command runs,
 does this room look into that one. Everything else in tokenizer.visual takes arrays.
@@ -53,6 +53,16 @@ class VisualTrainConfig:
             raise ValueError(f"patch: {self.patch} does not divide image_size {self.image_size}")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out: must be at least 0 and below 1, got {self.held_out}")
+
+
+@dataclass(frozen=True)
+class VisualImportConfig:
+    """Makes a tokenizer of published weights of the f16 VQGAN: 256 x 256 pixels, 16 x 16 of 8192 codes."""
+
+    weights: str
+    """The model.safetensors of openMUSE/vqgan-f16-8192-laion, or the same weights under diffusers' names."""
+    output: str
+    """Directory for visual_tokenizer.json and model.safetensors."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,20 @@ def train(config: VisualTrainConfig) -> Report:
     return Report(lines)
 
 
+def import_vqgan(config: VisualImportConfig) -> Report:
+    """Reads weights and writes them as a tokenizer.
+
+    Raises:
+        ModelConfigError: the file is missing, damaged or of another network, or diffusers is not installed.
+    """
+    from arch.visual import read_vqgan_weights
+    from tokenizer.visual.network import NetworkTokenizer
+
+    tokenizer = NetworkTokenizer(read_vqgan_weights(config.weights))
+    tokenizer.save(Path(config.output))
+    return Report([f"{config.output}: {tokenizer.vocab_size:,} codes, hash {tokenizer.hash[:12]}"])
+
+
 def encode(config: VisualEncodeConfig) -> Report:
     """Encodes images in batches. Raises as `load_visual_tokenizer` and `ImageSource.sample` do."""
     import numpy as np
@@ -190,13 +214,17 @@ def decode(config: VisualDecodeConfig) -> Report:
 
     from tokenizer.visual.ids_file import read_ids
     from tokenizer.visual.load import load_visual_tokenizer
+    from tokenizer.visual.reconstruction import BATCH
 
     tokenizer = load_visual_tokenizer(config.tokenizer)
     ids_BN = read_ids(Path(config.ids), tokenizer)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(range(len(ids_BN)), desc="decode", unit="image"):
-        Image.fromarray(tokenizer.decode(ids_BN[number : number + 1])[0]).save(folder / f"{number:06d}.png")
+    with tqdm(total=len(ids_BN), desc="decode", unit="image") as bar:
+        for start in range(0, len(ids_BN), BATCH):
+            for number, pixels in enumerate(tokenizer.decode(ids_BN[start : start + BATCH]), start=start):
+                Image.fromarray(pixels).save(folder / f"{number:06d}.png")
+                bar.update()
     return Report([f"{config.output}: {len(ids_BN):,} images"])
 
 
@@ -249,6 +277,7 @@ COMMANDS = {
         "the other commands take its directory: deepspeed pretrain/train.py --config configs/delvm/vq_cpu.yaml "
         "--task.train '[images.parquet]' --output runs/delvm/vq",
     ),
+    "import-vqgan": (VisualImportConfig, import_vqgan, "Published weights of the f16 VQGAN to a tokenizer."),
     "encode": (VisualEncodeConfig, encode, "Images to ids."),
     "decode": (VisualDecodeConfig, decode, "Ids to images."),
     "inspect": (VisualInspectConfig, inspect, "PSNR, SSIM and code usage per set of images, with pictures."),

@@ -68,6 +68,10 @@ def _build(description: dict[str, Any], weights: dict[str, np.ndarray]) -> Visua
         from tokenizer.visual.patches import PatchTokenizer
 
         return PatchTokenizer.from_weights(description, weights)
+    if kind in ("vq", "fsq", "vqgan"):
+        from tokenizer.visual.network import NetworkTokenizer
+
+        return NetworkTokenizer.from_weights(description, weights)
     raise VisualTokenizerError(f"unknown kind {kind!r}")
 
 
