@@ -13,8 +13,10 @@ import pytest
 from pretrain.command_line import parse
 from pretrain.trainer import train
 from tests.data_pipeline.word_cases import write_lmdb
+from tests.pretrain import test_visual_tokenizer_task as visual
 from tests.pretrain.conftest import deepspeed_command, launch, rows
 from tests.pretrain.test_word_recognition import LABELS, SHAPE, arguments
+from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = range(4)
@@ -37,7 +39,17 @@ def words(output: Path, stage: int, micro_size: int) -> list[str]:
     return [str(word) for word in arguments(str(output.parent / "shape.yaml"), str(folder), output, **changes)]
 
 
-TASKS = {"digits": (digits, 64, 16), "words": (words, 8, 2)}
+def images(output: Path, stage: int, micro_size: int) -> list[str]:
+    """A codebook moves once per micro-batch of all ranks, and replaces dead codes by draws that depend on the ranks."""
+    shape, store = output.parent / "visual.yaml", output.parent / "images.parquet"
+    if not shape.exists():
+        shape.write_text(json.dumps({**visual.SHAPE, "dead_code_threshold": 0.0}))
+        write_parquet(store, [as_png(image) for image in draw_images(20, 20)])
+    changes = {"engine__zero_stage": stage, "batch__micro_size": micro_size}
+    return visual.arguments(str(shape), str(store), output, **changes)
+
+
+TASKS = {"digits": (digits, 64, 16), "words": (words, 8, 2), "images": (images, 8, 4)}
 """Command line, micro-batch of one process, micro-batch of each of two ranks."""
 
 
