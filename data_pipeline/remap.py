@@ -33,8 +33,8 @@ from data_pipeline.meta import (
     token_bytes_for,
     write_json_atomically,
 )
-from data_pipeline.preparation import copy_tokenizer
 from data_pipeline.remap_ids import Mode, Remapper, choose_mode
+from data_pipeline.text_recipe import copy_tokenizer
 from data_pipeline.workspace import Workspace
 from data_pipeline.write_shard import ShardWriter, full_disk_named
 from tokenizer.processes import available_cores, end_with_parent
