@@ -1,12 +1,14 @@
 """Raw data -> deterministic, resumable batches.
 
-    sample.py        a first corpus (corpus_builtin.py)     token_source.py  shards -> packed sequences
-    preparation.py   raw text -> shards: parts.py cuts      source.py        the Source protocol
-                     the input, read_part.py and            mixture.py       several sources as one
-                     write_shard.py are the steps,          order.py         (seed, round, step) -> sample numbers
-                     executors.py runs them                 permutation.py   a keyed permutation, per element
-    meta.py          meta.json of a shard directory         loader.py        order -> this rank's micro-batches
-    identity.py      which data a run was trained on        round_order.py   the same over several rounds
+    sample.py        a first corpus (corpus_builtin.py)     token_shards.py  shards as one mapped stream
+    preparation.py   raw text -> shards: parts.py cuts      token_source.py  shards -> packed sequences
+                     the input, read_part.py and            sentence_source.py  shards of images -> visual sentences
+                     write_shard.py are the steps,          source.py        the Source protocol
+                     executors.py runs them                 mixture.py       several sources as one
+    meta.py          meta.json of a shard directory         order.py         (seed, round, step) -> sample numbers
+    identity.py      which data a run was trained on        permutation.py   a keyed permutation, per element
+                                                            loader.py        order -> this rank's micro-batches
+                                                            round_order.py   the same over several rounds
                                                             replay.py        the documents of one step
     remap.py         shards -> shards of a compressed tokenizer; remap_ids.py says why that is exact
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from data_pipeline.prepare_config import PrepareConfig
     from data_pipeline.remap import RemapConfig, remap
     from data_pipeline.round_order import RoundsOrder, Selection, first_visits, selection_path
+    from data_pipeline.sentence_source import SentenceSource
     from data_pipeline.source import DocumentSpan, Sample, Source
     from data_pipeline.token_source import TokenSource
 
@@ -48,6 +51,7 @@ __all__ = [
     "RoundsOrder",
     "Sample",
     "Selection",
+    "SentenceSource",
     "Source",
     "TokenSource",
     "collate_tokens",
@@ -76,6 +80,7 @@ def __getattr__(name: str) -> Any:
         "RoundsOrder": "round_order",
         "Sample": "source",
         "Selection": "round_order",
+        "SentenceSource": "sentence_source",
         "Source": "source",
         "TokenSource": "token_source",
         "collate_tokens": "loader",

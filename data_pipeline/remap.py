@@ -103,6 +103,8 @@ def remap(config: RemapConfig) -> RemapReport:
     source, output = Path(config.input), Path(config.output)
     before = Meta.load(source)
     before.check_files(source)
+    if before.bos_token_id is None or before.eos_token_id is None:
+        raise RemapError(f"{source}: these shards hold images; only text can be brought to another tokenizer")
     mapping = VocabularyMap.load(config.tokenizer)
     if mapping.donor_hash != before.tokenizer_hash:
         raise RemapError(
