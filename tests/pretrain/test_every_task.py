@@ -1,74 +1,182 @@
-"""Tasks that are not language keep the same promises: two ranks at ZeRO 0 to 3 train like one process.
+"""Every task keeps the same promises (DESIGN section 8): promises 2, 5 and 7 for whatever the trainer trains.
 
-One launch for all of them, because starting ranks takes longer than training these models.
+    killed with SIGKILL on two ranks, at every ZeRO stage, also inside a checkpoint write, a run continues to the bit
+    two ranks at every stage train like one process
+    a checkpoint loads without the run, to the same validation loss
+
+Two real gloo ranks through the deepspeed launcher. A launch trains one run after the other, because starting ranks
+takes longer than training these models; each SIGKILL ends a launch, and the next one continues the run it killed.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from pretrain.command_line import parse
+from pretrain.config import TrainConfig
 from pretrain.trainer import train
-from tests.data_pipeline.word_cases import write_lmdb
-from tests.pretrain import test_visual_tokenizer_task as visual
 from tests.pretrain.conftest import deepspeed_command, launch, rows
-from tests.pretrain.test_word_recognition import LABELS, SHAPE, arguments
-from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
+from tests.pretrain.task_cases import CASES, Materials, arguments
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = range(4)
+KILLS = [("language", stage) for stage in STAGES] + [
+    (case, number % 4) for number, case in enumerate((case for case in CASES if case != "language"), start=1)
+]
+"""Runs that are killed: text at every stage, every other task at one. At odd stages inside a checkpoint write."""
+SECONDS = 300
 
 
-def digits(output: Path, stage: int, micro_size: int) -> list[str]:
-    return [
-        *("--config", str(ROOT / "examples/digits.yaml"), "--output", str(output), "--steps", "12"),
-        *("--telemetry.every", "1", "--telemetry.tensorboard", "false", "--telemetry.progress_bar", "false"),
-        *("--checkpoint.every", "12", "--engine.zero_stage", str(stage), "--batch.micro_size", str(micro_size)),
-    ]
+@dataclass(frozen=True)
+class Runs:
+    """All runs of this module, by kind."""
+
+    folder: Path
+    materials: Materials
+
+    def path(self, kind: str, case: str, stage: int) -> Path:
+        return self.folder / kind / f"{case}{stage}"
+
+    def command_line(self, kind: str, case: str, stage: int) -> list[str]:
+        return arguments(case, self.materials, self.path(kind, case, stage), engine__zero_stage=stage)
+
+    def start(self, kind: str, which: list[tuple[str, int]], log: Path) -> subprocess.Popen:
+        """Two ranks that train these runs one after the other."""
+        plans = self.folder / f"{kind}.json"
+        plans.write_text(json.dumps([self.command_line(kind, case, stage) for case, stage in which]))
+        return launch(deepspeed_command("tests/pretrain/train_several.py", str(plans)), log)
 
 
-def words(output: Path, stage: int, micro_size: int) -> list[str]:
-    folder = output.parent / "words"
-    if not folder.exists():
-        write_lmdb(folder, LABELS)
-        (output.parent / "shape.yaml").write_text(json.dumps(SHAPE))
-    changes = {"engine__zero_stage": stage, "batch__micro_size": micro_size}
-    return [str(word) for word in arguments(str(output.parent / "shape.yaml"), str(folder), output, **changes)]
+@pytest.fixture(scope="module")
+def runs(corpus: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Every task at every stage, trained on two ranks without interruption."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = Runs(folder, Materials(folder, corpus))
+    log = folder / "whole.log"
+    process = made.start("whole", [(case, stage) for case in CASES for stage in STAGES], log)
+    assert process.wait(timeout=SECONDS) == 0, log.read_text()[-3000:]
+    yield made
 
 
-def images(output: Path, stage: int, micro_size: int) -> list[str]:
-    """A codebook moves once per micro-batch of all ranks, and replaces dead codes by draws that depend on the ranks."""
-    shape, store = output.parent / "visual.yaml", output.parent / "images.parquet"
-    if not shape.exists():
-        shape.write_text(json.dumps({**visual.SHAPE, "dead_code_threshold": 0.0}))
-        write_parquet(store, [as_png(image) for image in draw_images(20, 20)])
-    changes = {"engine__zero_stage": stage, "batch__micro_size": micro_size}
-    return visual.arguments(str(shape), str(store), output, **changes)
+def states(run: Path) -> dict[str, object]:
+    """Everything the last checkpoint holds: whole weights (bytes) and the engine's tensors of every rank."""
+    final = run / "checkpoints" / (run / "checkpoints" / "latest").read_text()
+    found: dict[str, object] = {"model": (final / "model.safetensors").read_bytes()}
+    for path in sorted((final / "engine").glob("*.pt")):
+        flatten(torch.load(path, weights_only=False), path.name, found)  # written by this very test
+    return found
 
 
-TASKS = {"digits": (digits, 64, 16), "words": (words, 8, 2), "images": (images, 8, 4)}
-"""Command line, micro-batch of one process, micro-batch of each of two ranks."""
+def flatten(value: object, name: str, into: dict[str, object]) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            flatten(item, f"{name}/{key}", into)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            flatten(item, f"{name}/{index}", into)
+    elif isinstance(value, torch.Tensor):
+        into[name] = value
+
+
+def kill_during(process: subprocess.Popen, run: Path, number: int) -> None:
+    """SIGKILLs all ranks: at a random moment after some step of `run`, or inside its second checkpoint write or a later
+    one, in turns."""
+    deadline = time.monotonic() + SECONDS
+    draw = random.Random(number)
+    after = draw.randint(7, 16)
+    while time.monotonic() < deadline and process.poll() is None:
+        if number % 2:
+            if any(path.name > "step_00000005" for path in (run / "checkpoints").glob("step_*.tmp")):
+                break
+        elif (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(b"\n") > after:
+            time.sleep(draw.random() * 0.1)
+            break
+        time.sleep(0.0005)
+    assert process.poll() is None, f"{run.name} ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_ranks_at_every_stage_train_like_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    plans = []
-    for name, (make, alone, shared) in TASKS.items():
-        train(parse(make(tmp_path / name, 0, alone))[0])
-        plans += [make(tmp_path / f"{name}{stage}", stage, shared) for stage in STAGES]
-    (tmp_path / "plans.json").write_text(json.dumps(plans))
-    log = tmp_path / "log"
-    command = deepspeed_command("tests/pretrain/train_several.py", str(tmp_path / "plans.json"))
-    assert launch(command, log).wait(timeout=300) == 0, log.read_text()[-3000:]
-    for name in TASKS:
+def test_killed_and_resumed_equals_uninterrupted(runs):
+    inside = 0
+    for number, (case, stage) in enumerate(KILLS):
+        log = runs.folder / f"killed{number}.log"
+        process = runs.start("killed", KILLS[max(0, number - 1) :], log)
+        run = runs.path("killed", case, stage)
+        kill_during(process, run, stage)
+        assert not (run / "checkpoints" / "step_00000024").exists()
+        inside += bool(list((run / "checkpoints").glob("*.tmp")))
+    assert inside > 0, "no run was killed inside a checkpoint write"
+    log = runs.folder / "killed.log"
+    assert runs.start("killed", KILLS[-1:], log).wait(timeout=SECONDS) == 0, log.read_text()[-3000:]
+
+    for case, stage in KILLS:
+        whole, killed = (runs.path(kind, case, stage) for kind in ("whole", "killed"))
+        assert [row["event"] for row in rows(killed, "event")] == ["resume"], f"{case} at stage {stage}"
         for kind in ("train", "valid"):
-            expected = [row["loss"] for row in rows(tmp_path / name, kind)]
-            assert len(expected) > 0
-            for stage in STAGES:
-                actual = [row["loss"] for row in rows(tmp_path / f"{name}{stage}", kind)]
-                assert actual == pytest.approx(expected, rel=1e-4), f"{name} at stage {stage}"
+            pairs = zip(rows(whole, kind), rows(killed, kind), strict=True)
+            for left, right in pairs:
+                assert (left["step"], left["loss"]) == (right["step"], right["loss"]), f"{case} at stage {stage}"
+        expected, actual = states(whole), states(killed)
+        assert expected.keys() == actual.keys() and len(expected) > 5
+        different = [
+            name
+            for name, value in expected.items()
+            if not (torch.equal(value, actual[name]) if isinstance(value, torch.Tensor) else value == actual[name])
+        ]
+        assert not different, f"{case} at stage {stage}: {different[:5]}"
+
+
+@pytest.fixture(scope="module")
+def alone(runs) -> dict[str, TrainConfig]:
+    """Every task trained by this process alone."""
+    configs = {}
+    for case in CASES:
+        output = runs.path("alone", case, 0)
+        configs[case], _ = parse(arguments(case, runs.materials, output, engine__zero_stage=0, batch__micro_size=8))
+        train(configs[case])
+    return configs
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_at_every_stage_train_like_one(runs, alone, case):
+    for kind in ("train", "valid"):
+        expected = [row["loss"] for row in rows(Path(alone[case].output), kind)]
+        assert len(expected) == {"train": 24, "valid": 2}[kind]
+        for stage in STAGES:
+            actual = [row["loss"] for row in rows(runs.path("whole", case, stage), kind)]
+            assert actual == pytest.approx(expected, rel=1e-3), f"stage {stage}"
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_loads_without_its_run_to_the_same_loss(runs, alone, case):
+    task = alone[case].task
+    for stage in (0, 3):
+        run = runs.path("whole", case, stage)
+        model = task.load_model(run / "checkpoints" / "step_00000024").eval()
+        for name, source in task.validation_sources().items():
+            samples = [source.sample(index) for index in range(min(8, len(source)))]
+            with torch.no_grad():
+                outputs = [task.loss(model, task.collate([sample])) for sample in samples]
+            total, weight = (
+                np.sum([float(value) for value in values])
+                for values in zip(*((output.total, output.per_sample_weight.sum()) for output in outputs), strict=True)
+            )
+            assert total / weight == pytest.approx(rows(run, "valid")[-1][f"loss/{name}"], rel=1e-4)
