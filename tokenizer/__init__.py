@@ -1,7 +1,5 @@
 """Text tokenizers: train, compress, convert, load, inspect. The door is `python -m tokenizer train|compress|inspect`.
 
-visual/             tokenizers of images, and `python -m tokenizer visual`; its own front: tokenizer.visual
-
 documents.py        streams documents out of .jsonl, .txt and .parquet files; names what is wrong, and where
 sampling.py         a bounded random sample of a stream, the same for the same seed
 symbols.py          which user-defined and control symbols can be kept
@@ -19,6 +17,7 @@ vocabulary_map.py   new ids -> the donor's
 encoder.py          many texts to ids, fast, for worker processes
 processes.py        worker processes that end with their parent
 command_line.py     config dataclasses as command-line options
+visual/             tokenizers of images, `python -m tokenizer visual`; its own front: tokenizer.visual
 """
 
 from importlib import import_module

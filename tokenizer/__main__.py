@@ -17,7 +17,7 @@ from tokenizer.train import TrainConfig, train_tokenizer
 from tokenizer.visual import commands as visual
 
 Command: TypeAlias = tuple[type, Callable[[Any], Any], str]
-COMMANDS: dict[str, Command] = {
+COMMANDS: Mapping[str, Command] = {
     "train": (TrainConfig, train_tokenizer, "Train a SentencePiece tokenizer on a sample of a corpus."),
     "compress": (CompressConfig, compress, "Cut a smaller tokenizer out of a larger one, by what a corpus uses."),
     "inspect": (InspectConfig, inspect_tokenizer, "Vocabulary, fit to each language, coverage, and cost in a model."),

@@ -105,16 +105,16 @@ def load_visual_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model configuration")
-    try:
-        return visual_config({**read_fields(path), **(overrides or {})})
-    except ModelConfigError as error:
-        raise ModelConfigError(f"{path}: {error}") from None
+    return visual_config({**read_fields(path), **(overrides or {})}, str(path))
 
 
-def visual_config(content: Mapping[str, Any]) -> VisualTokenizerConfig:
-    """A configuration from a mapping of fields. Raises ModelConfigError for an unknown field or value."""
-    check_names(content, [field.name for field in fields(VisualTokenizerConfig)], "model")
+def visual_config(content: Mapping[str, Any], where: str) -> VisualTokenizerConfig:
+    """A configuration from a mapping of fields. Raises ModelConfigError, with `where`, for what cannot be."""
+    check_names(content, [field.name for field in fields(VisualTokenizerConfig)], where)
     levels = content.get("levels", VisualTokenizerConfig.levels)
     if not isinstance(levels, (list, tuple)):
-        raise ModelConfigError(f"levels: must be a list, found {levels!r}")
-    return VisualTokenizerConfig(**{**content, "levels": tuple(levels)})
+        raise ModelConfigError(f"{where}: levels: must be a list, found {levels!r}")
+    try:
+        return VisualTokenizerConfig(**{**content, "levels": tuple(levels)})
+    except ModelConfigError as error:
+        raise ModelConfigError(f"{where}: {error}") from None

@@ -123,7 +123,9 @@ def read_vqgan_weights(path: str | Path, model: Vqgan | None = None) -> Vqgan:
     try:
         model.network.load_state_dict(rename_openmuse(tensors, levels))
     except RuntimeError as error:
-        raise ModelConfigError(f"{path}: not the weights of this VQGAN ({str(error)[:500]})") from None
+        raise ModelConfigError(
+            f"{path}: not the weights of this VQGAN ({' '.join(str(error).split())[:500]})"
+        ) from None
     return model
 
 

@@ -191,7 +191,7 @@ class VisualTokenizerTask(Task):
 
     def identity(self) -> dict[str, Any]:
         model = {**asdict(self.model_config), "levels": list(self.model_config.levels)}
-        found = {"model": model, "loss_weights": asdict(self.loss_weights), "perceptual": None}
+        found: dict[str, Any] = {"model": model, "loss_weights": asdict(self.loss_weights), "perceptual": None}
         if self._perceptual is not None:
             assert self.perceptual_weights is not None
             found["perceptual"] = hashlib.sha256(Path(self.perceptual_weights).read_bytes()).hexdigest()

@@ -105,25 +105,27 @@ def test_a_codebook_starts_at_the_latents():
 
 
 def test_a_codebook_follows_its_latents_in_training_only():
-    model = make("vq", dead_code_threshold=0.0)
+    model = make("vq", dead_code_threshold=0.0, decay=0.5)
     images = torch.rand(8, 3, 16, 16)
     start = model.codebook().clone()
     model.eval()(images)
     assert torch.equal(model.codebook(), start)
-    for _ in range(300):
+    for _ in range(200):
         model.train()(images)
     with torch.no_grad():
         latents = model.latents(images).flatten(2).transpose(1, 2)
     ids = model.eval().encode(images)
     for code in ids.unique().tolist():  # where nothing else moves, codes end in the middle of their latents
-        assert torch.allclose(model.codebook()[code], latents[ids == code].mean(0), atol=0.02)
+        assert torch.allclose(model.codebook()[code], latents[ids == code].mean(0), atol=1e-3)
 
 
 def test_dead_codes_are_replaced():
     images = torch.rand(8, 3, 16, 16)
     for threshold, alive in ((0.0, False), (0.5, True)):
         model = make("vq", dead_code_threshold=threshold, decay=0.5)
-        model.quantizer.codebook = torch.full((12, 4), 100.0) + torch.arange(12)[:, None]
+        book = model.quantizer._codebook
+        for far in (book.embed, book.embed_avg):  # one of them gets all latents, the others none
+            far.copy_(torch.full((12, 4), 100.0) + torch.arange(12)[:, None])
         for _ in range(8):
             model.train()(images)
         assert (model.codebook().abs().max() < 50) == alive

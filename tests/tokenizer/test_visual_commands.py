@@ -102,12 +102,19 @@ def test_damaged_images_end_with_their_name(directory, tmp_path, capsys):
         (["visual", "train", "--images", "x", "--output", "y", "--held_out", "1"], "below 1, got 1"),
         (["visual", "encode", "--images", "x", "--tokenizer", "t", "--output", "ids.pt"], "must end in .npz"),
         (["visual", "inspect", "--tokenizer", "t", "--images", "a=x", "a=y", "--output", "o"], "'a' is there twice"),
+        (["visual", "inspect", "--tokenizer", "t", "--images", "../a=x", "--output", "o"], "must be fit for a file"),
     ],
 )
 def test_wrong_arguments_exit_with_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as exited:
         main(arguments)
     assert exited.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_weights_that_are_not_there_are_named(tmp_path, capsys):
+    arguments = ["--weights", str(tmp_path / "gone.safetensors"), "--output", str(tmp_path / "o")]
+    assert main(["visual", "import-vqgan", *arguments]) == 1
+    assert "gone.safetensors: missing or damaged" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
 def test_help_says_how_a_network_is_trained(capsys):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_pipeline.image_source import ImageSource
 from tests.tokenizer.image_cases import draw_images
 from tokenizer.visual import VISUAL_FILE, VisualTokenizerError, load_visual_tokenizer
-from tokenizer.visual.patches import PatchTokenizer, _filled_up, fit_patches, nearest_codes, to_patches
+from tokenizer.visual.patches import PatchTokenizer, _filled_up, fit_patches, nearest_codes, sample_patches, to_patches
 from tokenizer.visual.reconstruction import measure_reconstruction, perplexity
 
 SIZE, CODES, PATCH = 32, 40, 8
@@ -76,6 +76,21 @@ def test_codes_that_coincide_are_replaced_by_the_patches_farthest_from_a_code():
     filled = _filled_up(patches[:1], patches, 4)
     assert filled[:, 0].tolist() == [10, 250, 200, 90]
     assert np.array_equal(_filled_up(patches[:3], patches, 3), patches[:3])
+
+
+def test_patches_are_a_random_sample_of_bounded_size():
+    """Of all images alike, the same for the same seed, whether they come one by one or in batches."""
+    images = np.arange(200, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(2, 2).repeat(3, 3)
+    drawn = sample_patches(iter(images), 2, 30, seed=0)
+    assert drawn.shape == (30, 12) and np.array_equal(drawn, sample_patches(iter(images), 2, 30, seed=0))
+    assert not np.array_equal(drawn, sample_patches(iter(images), 2, 30, seed=1))
+    assert np.array_equal(sample_patches([images[:90], images[90:]], 2, 200, seed=0), to_patches(images, 2))
+    counts = np.zeros(200)
+    for seed in range(300):
+        counts[sample_patches([images], 2, 30, seed)[:, 0]] += 1
+    assert counts.min() > 20 and counts.max() < 75  # 45 expected, standard deviation 6
+    with pytest.raises(VisualTokenizerError, match="none to fit a codebook on"):
+        sample_patches([], 2, 30, seed=0)
 
 
 def test_too_few_distinct_patches_are_refused():

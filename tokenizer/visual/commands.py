@@ -7,7 +7,7 @@ does this room look into that one. Everything else in tokenizer.visual takes arr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,8 @@ class VisualInspectConfig:
         names = [name for name, _ in self.sets()]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"images: the name {repeated[0]!r} is there twice; write NAME=PATH")
+        if unfit := [name for name in names if not name or Path(name).name != name]:
+            raise ValueError(f"images: the name {unfit[0]!r} must be fit for a file; write NAME=PATH")
 
     def sets(self) -> list[tuple[str, str]]:
         """Name and path of every set; without a name it is the file's, after its folder's: camvid-val."""
@@ -269,7 +271,7 @@ def _pixels(source: ImageSource, numbers: Any, what: str) -> Iterator[np.ndarray
             yield source.pixels(number)
 
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[type, Callable[[Any], Report], str]] = {
     "train": (
         VisualTrainConfig,
         train,

@@ -57,7 +57,7 @@ class NetworkTokenizer(VisualTokenizer):
 
             network: VqModel | Vqgan = Vqgan()
         else:
-            config = visual_config(description["model"])
+            config = visual_config(description["model"], "model")
             if config.quantizer != description["kind"]:
                 raise ValueError(f"kind is {description['kind']}, but model.quantizer {config.quantizer}")
             network = VqModel(config)

@@ -101,14 +101,32 @@ def nearest_codes(patches_MD: np.ndarray, codes_VD: np.ndarray) -> np.ndarray:
 
 
 def sample_patches(images: Iterable[np.ndarray], patch: int, limit: int, seed: int) -> np.ndarray:
-    """All patches of images [S, S, 3] (or batches of them), or a random `limit` of these: uint8 [M, D]."""
-    parts = [to_patches(image.reshape(-1, *image.shape[-3:]), patch) for image in images]
-    if not parts:
+    """All patches of images [S, S, 3] (or batches of them), or a random `limit` of these: uint8 [M, D].
+
+    Never holds many more than 2 * limit patches: every patch draws a number, and the lowest numbers stay.
+    """
+    rng = np.random.default_rng(seed)
+    kept_MD = np.zeros((0, 3 * patch * patch), dtype=np.uint8)
+    drawn_M = np.zeros(0)
+    waiting: list[np.ndarray] = []
+
+    def merge() -> None:
+        nonlocal kept_MD, drawn_M
+        new_MD = np.concatenate(waiting)
+        kept_MD, drawn_M = np.concatenate([kept_MD, new_MD]), np.concatenate([drawn_M, rng.random(len(new_MD))])
+        lowest = np.sort(np.argsort(drawn_M, kind="stable")[:limit])
+        kept_MD, drawn_M = kept_MD[lowest], drawn_M[lowest]
+        waiting.clear()
+
+    for image in images:
+        waiting.append(to_patches(image.reshape(-1, *image.shape[-3:]), patch))
+        if sum(map(len, waiting)) >= limit:
+            merge()
+    if waiting:
+        merge()
+    if not len(kept_MD):
         raise VisualTokenizerError("images: none to fit a codebook on")
-    patches_MD = np.concatenate(parts)
-    if len(patches_MD) <= limit:
-        return patches_MD
-    return patches_MD[np.sort(np.random.default_rng(seed).choice(len(patches_MD), limit, replace=False))]
+    return kept_MD
 
 
 def fit_patches(
