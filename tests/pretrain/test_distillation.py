@@ -237,7 +237,8 @@ def test_a_run_with_a_teacher_logs_both_losses_resumes_exactly_and_refuses_anoth
     train(parse(tiny_arguments(tmp_path / "whole", **common))[0])
     whole = rows(tmp_path / "whole", "train")
     for row in whole:
-        assert row["loss"] == pytest.approx(row["loss_gt"] + row["loss_kd"], rel=1e-5) and row["loss_kd"] > 0
+        # Metrics are means of micro-batches, the loss a mean of labels, of which packed rows differ by a few.
+        assert row["loss"] == pytest.approx(row["loss_gt"] + row["loss_kd"], rel=0.01) and row["loss_kd"] > 0
     assert (
         "KL(teacher || student) at temperature 2" in json.loads((tmp_path / "whole/audit.json").read_text())["teacher"]
     )

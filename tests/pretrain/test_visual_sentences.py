@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
@@ -34,7 +35,7 @@ STEPS, N = 6, 4
 def folder(tmp_path_factory) -> Path:
     """A shape, and shards of two tasks: shifts of the codes by one and by two."""
     folder = tmp_path_factory.mktemp("visual")
-    (folder / "shape.yaml").write_text(json.dumps(SHAPE))
+    (folder / "shape.yaml").write_text(yaml.safe_dump(SHAPE))
     tokenizer = make_tokenizer()
     write_pairs(folder / "one", tokenizer, 1)
     write_pairs(folder / "two", tokenizer, 2, count=12, seed=1)
@@ -272,7 +273,7 @@ def test_what_cannot_be_is_refused(folder, tmp_path, changes: Callable[..., dict
 def test_another_tokenizer_neither_teaches_nor_continues(folder, finished, checkpoint, tmp_path):
     for name, shift in (("one", 1), ("valid", 1)):
         write_pairs(tmp_path / name, make_tokenizer(seed=9), shift)
-    (tmp_path / "shape.yaml").write_text(json.dumps(SHAPE))
+    (tmp_path / "shape.yaml").write_text(yaml.safe_dump(SHAPE))
     changed = {"train": [str(tmp_path / "one")], "valid": {"one": str(tmp_path / "valid")}}
     with pytest.raises(ConfigurationError, match=r"task\.teacher .*: its tokenizer is"):
         make(tmp_path, **changed, teacher=str(checkpoint)).training_sources()
