@@ -20,7 +20,11 @@ LEAST = 0.5
 
 
 def resample(
-    values: Sequence[np.ndarray], count: int, seed: int, wrong: Sequence[np.ndarray] | None = None
+    values: Sequence[np.ndarray],
+    count: int,
+    seed: int,
+    wrong: Sequence[np.ndarray] | None = None,
+    residuals: np.ndarray | None = None,
 ) -> np.ndarray:
     """Resampled means of the cells.
 
@@ -29,6 +33,7 @@ def resample(
         count: R.
         seed: of the draws.
         wrong: for each cell, which images its runs got wrong [S, I]; the values are then the shares of wrong images.
+        residuals: of seeds, if they are known from elsewhere; None takes those of the cells.
 
     Returns:
         [R, C].
@@ -41,7 +46,7 @@ def resample(
         images = len(shares_IC)
         draws_RI = np.stack([np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(count)])
         means_RC = np.maximum((draws_RI.astype(np.float32) @ shares_IC).astype(float), LEAST) / images
-    residuals = seed_residuals(values)
+    residuals = seed_residuals(values) if residuals is None else residuals
     if len(residuals):
         moves = [rng.choice(residuals, (count, len(value))).mean(axis=1) for value in values]
         means_RC = means_RC * np.exp(np.stack(moves, axis=1))
