@@ -31,6 +31,8 @@ STARTS = (0.1, 0.4, 1.2)
 """Exponents from which a fit begins."""
 TOLERANCE, EXACT = 1e-9, 1e-24
 """Relative gain of a step, and sum of squared residuals, at which a series is settled."""
+NEGLIGIBLE = 1e-6
+"""An offset below is the lower bound, which stands for 0."""
 MOST_STEPS, LONGEST_STEP, LARGEST_DAMPING, SMALLEST_CURVATURE = 300, 3.0, 1e10, 1e-12
 
 
@@ -190,7 +192,8 @@ class OffsetLaw(Law):
         return self._terms(theta_RP, np.log(x_NK)).sum(axis=2)
 
     def constants(self, theta_RP: np.ndarray) -> dict[str, np.ndarray]:
-        found = {"E": np.exp(theta_RP[:, 0])}
+        offset_R = np.exp(theta_RP[:, 0])
+        found = {"E": np.where(offset_R < NEGLIGIBLE, 0.0, offset_R)}
         for number, (factor, exponent) in enumerate(self.names):
             found[factor] = np.exp(theta_RP[:, 1 + 2 * number])
             found[exponent] = theta_RP[:, 2 + 2 * number]

@@ -88,8 +88,10 @@ class Point:
     size: str
     volume: str
     parameters: int
+    amount: int
+    """Training samples of the volume."""
     data: int
-    """Different training samples in the unit of the task (images, tokens)."""
+    """Different ones that a run saw, in the unit of the task (images, tokens)."""
     flops: float
     """Of one run's training."""
     unit: str
@@ -128,20 +130,21 @@ def points_of(grid: Scaling, measured: Measured) -> list[Point]:
         runs = dict(measured.get(variant_name(size, volume), {}))
         if not runs:
             continue
-        first = next(iter(runs.values()))
+        first, amount = next(iter(runs.values())), grid.volumes[volume]["amount"]
         points.append(
             Point(
                 size,
                 volume,
                 first["parameters"],
-                grid.volumes[volume]["amount"] * first["units_per_sample"],
+                amount,
+                min(amount, first["samples"]) * first["units_per_sample"],
                 first["flops"],
                 first["unit"],
                 runs,
                 {seed: breakthrough(run["curve"], grid.metric, grid.plateau) for seed, run in runs.items()},
             )
         )
-    return sorted(points, key=lambda point: (point.parameters, point.data))
+    return sorted(points, key=lambda point: (point.parameters, point.amount))
 
 
 def run(options: ScalingOptions) -> None:

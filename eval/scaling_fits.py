@@ -104,11 +104,9 @@ def analyse(grid: Scaling, points: Sequence[Point]) -> list[Analysis]:
             if len(used) > JOINT.points:
                 x = np.array([(point.parameters, point.data) for point in used], dtype=float)
                 held = {
-                    title: [index for index in range(len(used)) if x[index, column] == largest]
-                    for column, title, largest in (
-                        (0, "the largest model", max(point.parameters for point in points)),
-                        (1, "the largest volume", max(point.data for point in points)),
-                    )
+                    title: [index for index, point in enumerate(used) if getattr(point, name) == largest]
+                    for name, title in (("parameters", "the largest model"), ("amount", "the largest volume"))
+                    for largest in [max(getattr(point, name) for point in points)]
                 }
                 names = [point.name for point in used]
                 series["joint"] = _fit("joint", x, means, moved_RC, names, (JOINT,), held)
@@ -131,14 +129,14 @@ def _why_excluded(point: Point, quantity: Quantity) -> str:
 
 def _chosen(points: Sequence[Point], used: Sequence[Point], means: np.ndarray) -> dict[str, list[int]]:
     """Numbers of the used points on each axis, in its order."""
-    volume, size = max(point.data for point in points), max(point.parameters for point in points)
+    volume, size = max(point.amount for point in points), max(point.parameters for point in points)
     numbers = range(len(used))
     frontier: list[int] = []
     for index in sorted(numbers, key=lambda number: (used[number].flops, means[number])):
         if not frontier or means[index] < means[frontier[-1]]:
             frontier.append(index)
     return {
-        "parameters": [number for number in numbers if used[number].data == volume],
+        "parameters": [number for number in numbers if used[number].amount == volume],
         "data": [number for number in numbers if used[number].parameters == size],
         "compute": frontier,
     }
@@ -189,25 +187,28 @@ class Budget:
 
 
 def budget_series(grid: Scaling, points: Sequence[Point]) -> tuple[list[Budget], Series | None]:
-    """The lowest metric that any run has at fixed budgets, from the learning curves, and its fits.
+    """The lowest metric that any run has reached within fixed budgets, from the learning curves, and its fits.
 
     Points in the middle of a run whose learning rate decays are biased upward: the rate has not fallen yet.
     """
-    curves = {point.name: (point, *point.curve(grid.metric)) for point in points if not point.censored}
-    curves = {name: entry for name, entry in curves.items() if (entry[1] > 0).sum() > 1}
+    curves = {}
+    for point in points:
+        flops, values = point.curve(grid.metric)
+        trained = flops > 0
+        if trained.any() and not point.censored:
+            curves[point.name] = point, flops[trained], np.minimum.accumulate(values[trained])
     if not curves:
         return [], None
-    begin = min(flops[flops > 0][0] for _, flops, _ in curves.values())
     budgets = []
-    for budget in np.geomspace(begin, max(flops[-1] for _, flops, _ in curves.values()), BUDGETS):
+    begin, end = min(flops[0] for _, flops, _ in curves.values()), max(flops[-1] for _, flops, _ in curves.values())
+    for budget in np.geomspace(begin, end, BUDGETS):
         found = []
         for name, (point, flops, values) in curves.items():
-            if flops[flops > 0][0] <= budget * (1 + 1e-9) and budget <= flops[-1] * (1 + 1e-9):
-                value = float(np.interp(np.log(budget), np.log(flops[flops > 0]), values[flops > 0]))
-                seconds = np.mean([run["seconds"] for run in point.runs.values()]) * budget / point.flops
+            if flops[0] <= budget * (1 + 1e-9):
+                value = float(np.interp(np.log(budget), np.log(flops), values))  # a run that has ended stays as it is
+                seconds = np.mean([run["seconds"] for run in point.runs.values()]) * min(budget / point.flops, 1.0)
                 found.append(Budget(float(budget), value, name, float(seconds / 3600)))
-        if found:
-            budgets.append(min(found, key=lambda entry: entry.value))
+        budgets.append(min(found, key=lambda entry: entry.value))
     used = [entry for entry in budgets if grid.plateau is None or entry.value < grid.plateau]
     if len(used) < 3:
         return budgets, None

@@ -34,7 +34,7 @@ def save_quantity_plot(grid: Scaling, points: Sequence[Point], analysis: Analysi
         panel.set_ylabel(analysis.quantity.title)
         panel.grid(alpha=0.25, which="both")
         if panel.get_legend_handles_labels()[1]:
-            panel.legend(frameon=False, fontsize=7)
+            panel.legend(frameon=False, fontsize=7, loc="lower left")
     _draw_heat_map(axes.flat[3], points, analysis)
     drawing.suptitle(grid.title, fontsize=11)
     path = folder / f"{analysis.quantity.name}.png"
@@ -88,7 +88,7 @@ def _draw_fits(panel: Axes, series: Series) -> None:
 
 def _draw_heat_map(panel: Axes, points: Sequence[Point], analysis: Analysis) -> None:
     sizes = list(dict.fromkeys(point.size for point in points))
-    volumes = [name for _, name in sorted({(point.data, point.volume) for point in points})]
+    volumes = [name for _, name in sorted({(point.amount, point.volume) for point in points})]
     values = np.full((len(sizes), len(volumes)), np.nan)
     for point in points:
         row, column = sizes.index(point.size), volumes.index(point.volume)
@@ -129,7 +129,7 @@ def save_budget_plot(
     panel.set_xlabel("training FLOPs (in the middle of a run: biased upward; dotted: censored)")
     panel.set_ylabel(f"validation {grid.metric}")
     panel.grid(alpha=0.25, which="both")
-    panel.legend(frameon=False, fontsize=7)
+    panel.legend(frameon=False, fontsize=7, loc="lower left")
     path = folder / "budgets.png"
     drawing.savefig(path, dpi=DPI)
     return path

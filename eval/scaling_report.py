@@ -92,16 +92,16 @@ def grid_section(grid: Scaling, points: Sequence[Point], analyses: Sequence[Anal
 def size_table(points: Sequence[Point], cell: Callable[[Point], str]) -> list[str]:
     """One row for each size, one column for each volume."""
     sizes = dict.fromkeys((point.size, point.parameters) for point in points)
-    volumes = sorted({(point.data, point.volume) for point in points})
+    volumes = sorted({(point.amount, point.data, point.volume) for point in points})
     found = {(point.size, point.volume): point for point in points}
     rows = []
     for size, parameters in sizes:
         row = [f"`{size}`", f"{parameters:,}"]
-        for _, volume in volumes:
+        for _, _, volume in volumes:
             point = found.get((size, volume))
             row.append(cell(point) + (f" {CENSORED}" if point.censored else "") if point is not None else "")
         rows.append(row)
-    columns = ["size", "parameters", *(f"`{name}`: {data:,} {points[0].unit}" for data, name in volumes)]
+    columns = ["size", "parameters", *(f"`{name}`: {data:,} {points[0].unit}" for _, data, name in volumes)]
     return markdown_table(columns, rows)
 
 
@@ -188,8 +188,8 @@ def budget_section(grid: Scaling, budgets: Sequence[Budget], series: Series | No
     lines = [
         "## Compute",
         "",
-        f"The lowest validation {grid.metric} of any learning curve at fixed training compute. Points in the middle of "
-        "a run whose learning rate decays are **biased upward**: at that budget a run with a schedule of its own would "
+        f"The lowest validation {grid.metric} that any learning curve has reached within a training compute. Points in "
+        "the middle of a run whose learning rate decays are **biased upward**: at that budget a run with a schedule of its own would "
         "have done better. Only the ends of runs are free of this.",
         "",
         *markdown_table(["FLOPs", "hours", grid.metric, "cell"], rows),
@@ -221,6 +221,7 @@ def to_content(
                 "size": point.size,
                 "volume": point.volume,
                 "parameters": point.parameters,
+                "amount": point.amount,
                 "data": point.data,
                 "unit": point.unit,
                 "flops": point.flops,

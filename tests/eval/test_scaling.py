@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,13 @@ import pytest
 import yaml
 
 from eval.__main__ import main
-from eval.grid import GridError, cells, planned_steps, results, train_all
+from eval.grid import GridError, cells, planned_steps
 from eval.grid_measures import measure_cell, measurements_of
 from eval.grid_preparation import read_prepared_grid
-from eval.recognisers import Reading
 from eval.scaling import Scaling, breakthrough, points_of
 from eval.scaling_fits import analyse, budget_series
 from pretrain.command_line import parse
+from pretrain.tasks.word_recognition import WordRecognitionTask, load_recogniser
 from pretrain.trainer import train
 from tests.data_pipeline.word_cases import write_lmdb
 from tests.pretrain.conftest import TINY
@@ -23,8 +24,8 @@ from tests.pretrain.conftest import corpus as shards  # noqa: F401
 from tests.pretrain.test_word_recognition import LABELS, SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
-WIDTHS = {"a": 16, "b": 24, "c": 32, "d": 48, "e": 64}
-AMOUNTS = {"v1": 1000, "v2": 4000, "v3": 16000, "v4": 64000, "v5": 256000}
+WIDTHS = {"a": 16, "b": 32, "c": 64}
+AMOUNTS = {"v1": 16, "v2": 32, "v3": 1000}
 # Stands in for pretrain/train.py: leaves a run whose loss is a sum of two powers, with seeds 1 % apart.
 STUB = """
 import json, pathlib, shutil, sys
@@ -34,11 +35,7 @@ size, volume = run.parent.name.split("_")
 with open({calls!r}, "a") as out:
     out.write(f"{{run}}\\n")
 known = json.loads(pathlib.Path({known!r}).read_text())
-n, d = known["parameters"][size], known["amounts"][volume]
-seed = int(values["seed"])
-final = (0.2 + 20 * n ** -0.4 + 9 * d ** -0.35) * (1 + 0.01 * (seed % 3 - 1))
-if (size, volume) == ("a", "v1"):
-    final = 2.6
+final = 2.6 if (size, volume) == ("a", "v1") else 0.5 + 20 * known["parameters"][size] ** -0.4
 rows = [{{"kind": "train", "step": 8, "loss": final, "seconds": 36.0}}]
 for step in (2, 4, 6, 8):
     loss = final + 0.5 * (8 - step)
@@ -47,11 +44,13 @@ run.mkdir(parents=True, exist_ok=True)
 (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 shutil.copytree(known["models"][size], run / "checkpoints" / "step_00000008", dirs_exist_ok=True)
 """
+SIZES = {"xxs": 54_117, "xs": 140_149, "s": 290_085, "m": 743_557, "l": 1_500_965}
+VOLUMES = {"2k": 2_000, "8k": 8_000, "32k": 32_000, "128k": 128_000, "512k": 512_000}
 
 
 @pytest.fixture
 def words_grid(tmp_path):
-    """Five sizes of a recogniser, five volumes, two benchmarks, a held-out store; training is a stand-in."""
+    """Three sizes of a recogniser, three volumes, two benchmarks, a held-out store; training is a stand-in."""
     (tmp_path / "shape.yaml").write_text(json.dumps(SHAPE))
     (tmp_path / "list.txt").write_text("sun moon star rain")
     (tmp_path / "tests").mkdir()
@@ -71,18 +70,6 @@ def words_grid(tmp_path):
         "validation": {"every": 2},
     }  # fmt: skip
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(content))
-    known = {"parameters": {}, "amounts": AMOUNTS, "models": {}}
-    for size, width in WIDTHS.items():
-        (tmp_path / size).mkdir()
-        overrides = ["--task.model_overrides", json.dumps({"width": width})]
-        config, _ = parse(["--config", str(tmp_path / "train.yaml"), *overrides])
-        model = config.task.build_model(0)
-        config.task.save_pretrained(model, model.state_dict(), tmp_path / size)
-        known["models"][size] = str(tmp_path / size)
-        known["parameters"][size] = sum(p.numel() for p in model.parameters())
-    (tmp_path / "known.json").write_text(json.dumps(known))
-    stub = STUB.format(calls=str(tmp_path / "calls"), known=str(tmp_path / "known.json"))
-    (tmp_path / "stub.py").write_text(stub)
     grid = {
         "title": "A scaling grid",
         "config": str(tmp_path / "train.yaml"),
@@ -91,7 +78,7 @@ def words_grid(tmp_path):
         "launcher": [sys.executable, str(tmp_path / "stub.py")],
         "definitions": {"benchmarks": str(tmp_path / "tests")},
         "seeds": [1],
-        "margins": {"seeds": [2, 3], "sizes": ["e"], "volumes": ["v5"]},
+        "margins": {"seeds": [2], "sizes": ["c"], "volumes": ["v3"]},
         "plateau": 2.0,
         "resamples": 60,
         "benchmarks": ["{benchmarks}"],
@@ -105,86 +92,142 @@ def words_grid(tmp_path):
 
 
 @pytest.fixture
-def reader(monkeypatch):
-    """A recogniser that reads as many words rightly as a law over its size and volume says."""
+def stub(words_grid):
+    """The stand-in, with an untrained checkpoint of each size; gives the parameters by size."""
+    folder = words_grid.parent
+    known = {"parameters": {}, "models": {}}
+    for size, width in WIDTHS.items():
+        task = WordRecognitionTask(
+            str(folder / "shape.yaml"), [str(folder / "held_out")], charset="36", model_overrides={"width": width}
+        )
+        model = task.build_model(0)
+        (folder / size).mkdir()
+        task.save_pretrained(model, model.state_dict(), folder / size)
+        known["models"][size] = str(folder / size)
+        known["parameters"][size] = sum(parameter.numel() for parameter in model.parameters())
+    (folder / "known.json").write_text(json.dumps(known))
+    (folder / "stub.py").write_text(STUB.format(calls=str(folder / "calls"), known=str(folder / "known.json")))
+    return known["parameters"]
 
-    class Reader:
-        def __init__(self, directory, device, mode, refinements):
-            size, volume = directory.parents[2].name.split("_")
-            self.share = 3 * (WIDTHS[size] / 16) ** -0.8 * (AMOUNTS[volume] / 1000) ** -0.25
-            self.rng = np.random.default_rng([WIDTHS[size], AMOUNTS[volume], len(directory.parents[1].name)])
-            self.answers = iter([*LABELS, *LABELS[:5], *LABELS[2:6]])
 
-        def read(self, images):
-            return [Reading("" if self.rng.random() < self.share else next_, 1.0)
-                    for next_, _ in zip(self.answers, images, strict=False)]  # fmt: skip
+@pytest.fixture
+def grid(tmp_path):
+    """Five sizes and five volumes that nobody trains."""
+    (tmp_path / "train.yaml").write_text("steps: 8\n")
+    content = {
+        "title": "A law", "config": str(tmp_path / "train.yaml"), "output": str(tmp_path / "cells"),
+        "report": str(tmp_path / "docs/law.md"), "seeds": [1], "plateau": 3.0, "resamples": 100,
+        "margins": {"seeds": [2, 3], "sizes": ["l"], "volumes": ["512k"]}, "sizes": {name: {} for name in SIZES},
+        "volumes": {name: {"amount": amount} for name, amount in VOLUMES.items()},
+    }  # fmt: skip
+    (tmp_path / "law.yaml").write_text(yaml.safe_dump(content))
+    return read_prepared_grid(tmp_path / "law.yaml", {}, Scaling)
 
-    monkeypatch.setattr("eval.recognisers.ParseqRecogniser", Reader)
+
+def made_up(grid):
+    """What a grid would measure whose losses and errors are sums of two powers, seeds 1 % apart; one run is broken."""
+    rng = np.random.default_rng(0)
+    measured = {}
+    for cell in cells(grid):
+        size, volume = cell.variant.split("_")
+        n, d = SIZES[size], VOLUMES[volume]
+        final = (0.2 + 20 * n**-0.4 + 9 * d**-0.35) * (1 + 0.01 * (cell.seed % 3 - 1))
+        final = 4.0 if cell.variant == "xxs_2k" else final
+        chance = min(0.97, 0.05 + 14 * n**-0.3 * (d / 2000) ** -0.1)
+        wrong = "".join("01"[int(draw < chance)] for draw in rng.random(400))
+        curve = [[step, {"loss": final + 0.3 * (8 - step)}] for step in (2, 4, 6, 8)]
+        measured.setdefault(cell.variant, {})[cell.seed] = {
+            "valid": {"loss": final}, "seconds": 36.0, "parameters": n, "steps": 8, "samples": 600_000,
+            "unit": "images", "units_per_sample": 1, "flops": 600.0 * n, "curve": curve, "benchmarks": {"one": {"wrong": wrong}},
+        }  # fmt: skip
+        cell.directory.mkdir(parents=True)
+        cell.result.write_text(json.dumps(measured[cell.variant][cell.seed]))
+    return measured
 
 
 def calls(path):
     return path.with_name("calls").read_text().splitlines()
 
 
-def test_the_whole_grid_and_then_nothing_twice(words_grid, reader, capsys):
+def test_the_whole_grid_and_then_nothing_twice(words_grid, stub):
     command = ["scaling", "--config", str(words_grid)]
     assert main(command) == 0
-    assert len(calls(words_grid)) == 25 + 2 * 9
+    assert len(calls(words_grid)) == 9 + 5
     report = (words_grid.parent / "docs" / "scaling.md").read_text()
-    assert "43 of 43 runs" in report and "0.43 hours" in report and "Runs saw 64 images each." in report
+    assert "14 of 14 runs, 0.14 hours" in report and "Runs saw 64 images each." in report
+    assert "`v2`: 32 images | `v3`: 64 images" in report  # a run cannot see more than it draws
     assert "`a_v1` (censored: 1 of 1 runs stayed on the plateau)" in report and "never" in report
-    assert "## Validation loss" in report and "## Word error on the benchmarks" in report
-    assert "## Word error on the held-out store" in report and "biased upward" in report
-    folder = words_grid.parent / "docs" / "scaling"
-    assert {p.name for p in folder.iterdir()} == {"loss.png", "error.png", "held_out_error.png", "budgets.png"}
-    content = json.loads((words_grid.parent / "docs" / "scaling.json").read_text())
-    assert content["cells"][0]["censored"] and content["cells"][0]["breakthrough"] == [None]
-    assert content["cells"][-1]["seeds"] == [1, 2, 3] and content["cells"][-1]["breakthrough"] == [6, 6, 6]
-    measured = json.loads(next((words_grid.parent / "cells").glob("c_v3/seed1/cell.json")).read_text())
-    assert set(measured["benchmarks"]) == {"one", "two"} and len(measured["benchmarks"]["one"]["wrong"]) == 8
+    measured = json.loads((words_grid.parent / "cells/b_v2/seed1/cell.json").read_text())
+    assert measured["parameters"] == stub["b"] and measured["samples"] == 64 and measured["unit"] == "images"
+    assert {name: len(result["wrong"]) for name, result in measured["benchmarks"].items()} == {"one": 8, "two": 5}
     assert measured["benchmarks"]["two"]["accuracy"] == measured["benchmarks"]["two"]["wrong"].count("0") / 5
-    assert measured["samples"] == 64 and measured["unit"] == "images" and len(measured["curve"]) == 4
     before = {p: p.stat().st_mtime_ns for p in (words_grid.parent / "cells").rglob("cell.json")}
-    assert main([*command, "--stage", "report"]) == 0 and main(command) == 0
+    assert len(before) == 14 and main(command) == 0
     assert before == {p: p.stat().st_mtime_ns for p in (words_grid.parent / "cells").rglob("cell.json")}
-    assert len(calls(words_grid)) == 43
+    assert len(calls(words_grid)) == 14
 
 
-def test_fits_find_the_law_that_was_put_in(words_grid, reader):
-    grid = read_prepared_grid(words_grid, {}, Scaling)
-    train_all(grid)
-    for cell in cells(grid):
-        cell.result.write_text(json.dumps(measure_cell(cell, grid)))
-    points = points_of(grid, results(grid))
-    loss = analyse(grid, points)[0]
-    assert list(loss.excluded) == ["a_v1"]
+def test_fits_find_the_law_that_was_put_in(grid):
+    points = points_of(grid, made_up(grid))
+    loss, error = analyse(grid, points)
+    assert list(loss.excluded) == ["xxs_2k"] and loss.excluded["xxs_2k"].startswith("censored: 1 of 1 runs")
     row, column, joint = (loss.series[axis] for axis in ("parameters", "data", "joint"))
-    assert row.names == ["a_v5", "b_v5", "c_v5", "d_v5", "e_v5"] and column.names[0] == "e_v1" and len(joint.y) == 24
-    assert joint.fits["joint"].constants()["alpha"].value == pytest.approx(0.4, abs=0.03)
-    assert joint.fits["joint"].constants()["beta"].value == pytest.approx(0.35, abs=0.03)
-    assert joint.fits["joint"].constants()["alpha"].covers(0.4)
+    assert row.names == [f"{size}_512k" for size in SIZES]
+    assert column.names == [f"l_{volume}" for volume in VOLUMES] and len(joint.y) == 24
+    constants = joint.fits["joint"].constants()
+    assert constants["alpha"].value == pytest.approx(0.4, abs=0.03) and constants["alpha"].covers(0.4)
+    assert constants["beta"].value == pytest.approx(0.35, abs=0.03) and constants["beta"].covers(0.35)
     held = {entry.law: entry for entry in row.predictions["the largest"]}
     assert list(held) == ["power", "offset", "constant", "linear"]
-    assert all(entry.point == "e_v5" for entry in held.values())
+    assert {entry.point for entry in held.values()} == {"l_512k"}
     assert abs(held["offset"].relative_error) < 0.02 and held["offset"].covered
-    assert abs(held["constant"].relative_error) > 0.1 and not held["constant"].covered
+    assert held["constant"].relative_error > 0.1 and not held["constant"].covered
     models = joint.predictions["the largest model"]
-    assert [entry.point for entry in models] == [f"e_v{n}" for n in range(1, 6)]
+    assert [entry.point for entry in models] == [f"l_{volume}" for volume in VOLUMES]
     assert max(abs(entry.relative_error) for entry in models) < 0.03
+    assert error.quantity.wrong["l_512k"].shape == (3, 400)
+    assert error.series["parameters"].fits["power"].constants()["alpha"].low > 0
+
+
+def test_errors_above_95_per_cent_are_not_fitted(grid):
+    measured = made_up(grid)
+    measured["xs_2k"][1]["benchmarks"]["one"]["wrong"] = "1" * 390 + "0" * 10
+    _, error = analyse(grid, points_of(grid, measured))
+    assert error.excluded["xs_2k"] == "error 97.5%, above 95%"
+    assert not any("xs_2k" in series.names for series in error.series.values())
+    measured["xs_2k"][1]["benchmarks"]["one"]["wrong"] = "1"
+    with pytest.raises(GridError, match="not measured on the same benchmarks images"):
+        analyse(grid, points_of(grid, measured))
+
+
+def test_budgets_take_the_best_curve(grid):
+    points = points_of(grid, made_up(grid))
     budgets, fits = budget_series(grid, points)
-    assert len(budgets) == 10 and budgets[-1].point == "e_v5" and fits is not None
-    assert budgets[-1].value == pytest.approx(loss.quantity.values["e_v5"].mean())
+    assert len(budgets) == 10 and budgets[-1].point == "l_512k" and fits is not None
+    assert budgets[-1].value == pytest.approx(np.mean([run["valid"]["loss"] for run in points[-1].runs.values()]))
+    assert budgets[0].flops == pytest.approx(600 * SIZES["xxs"] * 2 / 8) and budgets[0].hours == pytest.approx(0.0025)
+    assert all(earlier.value >= later.value for earlier, later in pairwise(budgets))
 
 
-def test_a_half_done_grid_says_what_it_has(words_grid, reader, capsys):
-    grid = read_prepared_grid(words_grid, {}, Scaling)
-    assert main(["scaling", "--config", str(words_grid), "--stage", "report"]) == 1
+def test_the_report_of_made_up_cells(grid, tmp_path, capsys):
+    command = ["scaling", "--config", str(tmp_path / "law.yaml"), "--stage", "report"]
+    assert main(command) == 1
     assert "no measured cell yet" in capsys.readouterr().err
-    assert main(["scaling", "--config", str(words_grid), "--stage", "train"]) == 0
-    for cell in cells(grid)[:2]:  # a_v1 is censored, so that one cell is left
-        cell.result.write_text(json.dumps(measure_cell(cell, grid)))
-    assert main(["scaling", "--config", str(words_grid), "--stage", "report"]) == 0
-    assert "Too few cells are left" in (words_grid.parent / "docs" / "scaling.md").read_text()
+    made_up(grid)
+    assert main(command) == 0
+    report = (tmp_path / "docs/law.md").read_text()
+    assert "43 of 43 runs" in report and "biased upward" in report and "mean absolute relative error" in report
+    assert "## Validation loss" in report and "## Word error on the benchmarks" in report
+    assert {p.name for p in (tmp_path / "docs/law").iterdir()} == {"loss.png", "error.png", "budgets.png"}
+    content = json.loads((tmp_path / "docs/law.json").read_text())
+    assert content["cells"][0]["censored"] and content["cells"][0]["breakthrough"] == [None]
+    assert content["cells"][-1]["seeds"] == [1, 2, 3] and len(content["cells"][-1]["error"]) == 3
+    held = content["quantities"]["loss"]["against"]["data"]["held_out"]["the largest"]["predictions"]
+    assert {entry["law"] for entry in held} == {"power", "offset", "constant", "linear"}
+    for cell in cells(grid)[2:]:
+        cell.result.unlink()
+    assert main(command) == 0
+    assert "Too few cells are left" in (tmp_path / "docs/law.md").read_text()
 
 
 def test_breakthrough_is_the_first_step_below():
@@ -224,7 +267,8 @@ def test_a_real_cell_of_words(words_grid):
     cell = cells(grid)[0]
     train(parse(cell.arguments)[0])
     measured = measure_cell(cell, grid)
-    assert measured["parameters"] == json.loads(words_grid.with_name("known.json").read_text())["parameters"]["a"]
+    model, _ = load_recogniser(cell.directory / "checkpoints/step_00000008")
+    assert measured["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert [step for step, _ in measured["curve"]] == [2, 4, 6, 8]
     assert measured["curve"][-1][1]["loss"] == measured["valid"]["loss/held_out"]
     assert measured["flops"] > 0 and measured["benchmarks"]["one"]["images"] == 8
