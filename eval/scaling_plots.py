@@ -15,7 +15,8 @@ from eval.scaling_fits import AXES, Analysis, Budget, Series
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN = ("power", "offset")
+SHOWN = {"power": "#1a1a1a", "offset": "#c2185b"}
+"""Laws that are drawn, and their colours."""
 DPI = 120
 
 
@@ -34,7 +35,7 @@ def save_quantity_plot(grid: Scaling, points: Sequence[Point], analysis: Analysi
         panel.set_ylabel(analysis.quantity.title)
         panel.grid(alpha=0.25, which="both")
         if panel.get_legend_handles_labels()[1]:
-            panel.legend(frameon=False, fontsize=7, loc="lower left")
+            panel.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _draw_heat_map(axes.flat[3], points, analysis)
     drawing.suptitle(grid.title, fontsize=11)
     path = folder / f"{analysis.quantity.name}.png"
@@ -59,8 +60,7 @@ def _draw_points(panel: Axes, axis: str, points: Sequence[Point], analysis: Anal
 def _draw_fits(panel: Axes, series: Series) -> None:
     """The fits of all points as lines, those without the largest dashed, and the largest as a ring."""
     line_N1 = np.geomspace(series.x.min(), 2 * series.x.max(), 80)[:, None]
-    for number, name in enumerate(SHOWN):
-        colour = PALETTE[number]
+    for name, colour in SHOWN.items():
         if name in series.fits:
             fit = series.fits[name]
             label = f"{name}: {fit.law.formula}"
@@ -80,7 +80,7 @@ def _draw_fits(panel: Axes, series: Series) -> None:
             if entry.law in SHOWN:
                 low = max(entry.predicted.value - entry.predicted.low, 0.0)
                 high = max(entry.predicted.high - entry.predicted.value, 0.0)
-                colour = PALETTE[SHOWN.index(entry.law)]
+                colour = SHOWN[entry.law]
                 error = [[low], [high]]
                 panel.errorbar(at, entry.predicted.value, yerr=error, fmt="_", color=colour, capsize=4, markersize=10)
     panel.plot([], [], "o", markerfacecolor="none", color="black", markersize=8, label="held out")
@@ -129,7 +129,7 @@ def save_budget_plot(
     panel.set_xlabel("training FLOPs (in the middle of a run: biased upward; dotted: censored)")
     panel.set_ylabel(f"validation {grid.metric}")
     panel.grid(alpha=0.25, which="both")
-    panel.legend(frameon=False, fontsize=7, loc="lower left")
+    panel.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     path = folder / "budgets.png"
     drawing.savefig(path, dpi=DPI)
     return path

@@ -189,8 +189,8 @@ def budget_section(grid: Scaling, budgets: Sequence[Budget], series: Series | No
         "## Compute",
         "",
         f"The lowest validation {grid.metric} that any learning curve has reached within a training compute. Points in "
-        "the middle of a run whose learning rate decays are **biased upward**: at that budget a run with a schedule of its own would "
-        "have done better. Only the ends of runs are free of this.",
+        "the middle of a run whose learning rate decays are **biased upward**: at that budget a run with a schedule of "
+        "its own would have done better. Only the ends of runs are free of this.",
         "",
         *markdown_table(["FLOPs", "hours", grid.metric, "cell"], rows),
         "",

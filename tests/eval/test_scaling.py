@@ -138,7 +138,8 @@ def made_up(grid):
         curve = [[step, {"loss": final + 0.3 * (8 - step)}] for step in (2, 4, 6, 8)]
         measured.setdefault(cell.variant, {})[cell.seed] = {
             "valid": {"loss": final}, "seconds": 36.0, "parameters": n, "steps": 8, "samples": 600_000,
-            "unit": "images", "units_per_sample": 1, "flops": 600.0 * n, "curve": curve, "benchmarks": {"one": {"wrong": wrong}},
+            "unit": "images", "units_per_sample": 1, "flops": 600.0 * n, "curve": curve,
+            "benchmarks": {"one": {"wrong": wrong}},
         }  # fmt: skip
         cell.directory.mkdir(parents=True)
         cell.result.write_text(json.dumps(measured[cell.variant][cell.seed]))
