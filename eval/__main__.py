@@ -23,7 +23,9 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "ocr": (commands.OcrOptions, "eval.ocr"),
     "report": (commands.ReportOptions, "eval.report"),
     "ablation": (commands.AblationOptions, "eval.ablation"),
+    "compare": (commands.CompareOptions, "eval.compare"),
     "ladder": (commands.LadderOptions, "eval.ladder"),
+    "scaling": (commands.ScalingOptions, "eval.scaling"),
     "shapes": (commands.ShapesOptions, "eval.shapes"),
 }
 

@@ -219,11 +219,11 @@ class ShapesOptions:
 
 
 @dataclass(frozen=True)
-class LadderOptions:
-    """The tiny-model recipe one trick after another, at one parameter budget; resumes after any kill."""
+class PreparedGridOptions:
+    """A grid whose YAML has definitions and a preparation; resumes after any kill."""
 
     config: str
-    """YAML of the ladder (see configs/ladder/)."""
+    """YAML of the grid (see configs/)."""
     define: list[str] = field(default_factory=list)
     """NAME=VALUE for definitions of the YAML, such as donor=PATH; `package:NAME` is an installed package's folder."""
     stage: Literal["all", "prepare", "train", "evaluate", "report"] = "all"
@@ -233,3 +233,18 @@ class LadderOptions:
         for entry in self.define:
             if not entry.partition("=")[0] or not entry.partition("=")[2]:
                 raise ValueError(f"--define {entry}: must be NAME=VALUE")
+
+
+@dataclass(frozen=True)
+class LadderOptions(PreparedGridOptions):
+    """The tiny-model recipe one trick after another, at one parameter budget; resumes after any kill."""
+
+
+@dataclass(frozen=True)
+class ScalingOptions(PreparedGridOptions):
+    """Trains a grid of model sizes and data volumes, fits scaling laws, and predicts what was held out."""
+
+
+@dataclass(frozen=True)
+class CompareOptions(PreparedGridOptions):
+    """Trains any variants of any task and compares them with a base, seed by seed."""

@@ -28,7 +28,7 @@ from data_pipeline.word_stores import find_stores, open_words
 from eval.collapse import named_models
 from eval.commands import OcrOptions
 from eval.ocr_sheet import WorstError, save_sheet
-from eval.recognisers import Reading, open_recogniser
+from eval.recognisers import Reading, Recogniser, open_recogniser
 from tokenizer.characters import CHARSETS, read_charset
 
 CASED = "94"
@@ -103,24 +103,40 @@ def read_benchmark(name: str, path: Path, rules: LabelRules, limit: int | None, 
     return benchmark
 
 
+def correct(words: Sequence[Word], readings: Sequence[Reading], rules: LabelRules) -> list[bool]:
+    """Which words were read as their label says, after the rules."""
+    return [
+        rules.clean(word.label).text == rules.clean(reading.text).text
+        for word, reading in zip(words, readings, strict=True)
+    ]
+
+
+def read_words(
+    recogniser: Recogniser, words: Sequence[Word], batch_size: int, title: str
+) -> tuple[list[Reading], float]:
+    """Reads words batch by batch under a progress bar; the readings, and the seconds that they took."""
+    readings: list[Reading] = []
+    started = time.perf_counter()
+    for first in tqdm(range(0, len(words), batch_size), desc=title, leave=False):
+        readings += recogniser.read([word.image for word in words[first : first + batch_size]])
+    return readings, time.perf_counter() - started
+
+
 def score(
     words: Sequence[Word], readings: Sequence[Reading], rules: LabelRules, seconds: float
 ) -> tuple[Score, list[WorstError]]:
     """Score of the readings, and everything that was read wrongly."""
-    cased = LabelRules(CHARSETS[CASED], rules.max_length)
-    right, right_cased, similarities, errors = 0, 0, [], []
-    for word, reading in zip(words, readings, strict=True):
-        want, have = (rules.clean(text).text for text in (word.label, reading.text))
-        similarities.append(one_minus_ned(want, have))
-        right += want == have
-        right_cased += cased.clean(word.label).text == cased.clean(reading.text).text
-        if want != have:
+    right = correct(words, readings, rules)
+    similarities, errors = [], []
+    for word, reading, is_right in zip(words, readings, right, strict=True):
+        similarities.append(one_minus_ned(*(rules.clean(text).text for text in (word.label, reading.text))))
+        if not is_right:
             errors.append(WorstError(word.image, word.label, reading.text, similarities[-1]))
     count = max(1, len(words))
     return Score(
         len(words),
-        right / count,
-        right_cased / count,
+        sum(right) / count,
+        sum(correct(words, readings, LabelRules(CHARSETS[CASED], rules.max_length))) / count,
         sum(similarities) / count,
         sum(reading.confidence for reading in readings) / count,
         sum(len(reading.text) for reading in readings) / count,
@@ -147,12 +163,8 @@ def run(options: OcrOptions) -> dict[str, dict[str, Score]]:
         recogniser = open_recogniser(path, options.device, options.decoding, options.refinements)
         results[name], sheets[name] = {}, []
         for benchmark in benchmarks:
-            readings: list[Reading] = []
-            started = time.perf_counter()
-            for first in tqdm(range(0, len(benchmark.words), options.batch_size), desc=f"{name}: {benchmark.name}"):
-                chosen = benchmark.words[first : first + options.batch_size]
-                readings += recogniser.read([word.image for word in chosen])
-            seconds = time.perf_counter() - started
+            title = f"{name}: {benchmark.name}"
+            readings, seconds = read_words(recogniser, benchmark.words, options.batch_size, title)
             results[name][benchmark.name], errors = score(benchmark.words, readings, rules, seconds)
             sheets[name] += errors
     print(to_text(results, benchmarks, options.charset))

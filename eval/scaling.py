@@ -1,0 +1,162 @@
+"""Scaling laws: a grid of model sizes and data volumes, for any task (spec ocr_scaling.md, sections 7 and 9).
+
+    sizes x volumes --> a grid of runs (`eval/grid.py`), several seeds on its margins
+                    --> losses and, for word recognition, errors (`eval/grid_measures.py`)
+                    --> laws fitted with the largest held out (`eval/scaling_fits.py`) --> `eval/scaling_report.py`
+
+A run that never left the plateau (a loss that needs no picture: the prior of the language) is censored: it is listed,
+and no law is fitted to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from eval.commands import ScalingOptions
+from eval.grid import measure_all, results, train_all
+from eval.grid_measures import MeasuredGrid, measure_cell
+from eval.grid_preparation import prepare, read_options
+from eval.grid_report import Measured
+
+LEAST = 3
+"""Sizes, and volumes, of the smallest grid: a law has two parameters, and one point is held out."""
+MARGINS = ("seeds", "sizes", "volumes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling(MeasuredGrid):
+    """The YAML of a scaling grid; its variants SIZE_VOLUME are made from `sizes` and `volumes`."""
+
+    sizes: dict[str, dict[str, Any]]
+    """Name -> overrides of the training configuration: the model's shape, the learning rate tuned for it."""
+    volumes: dict[str, dict[str, Any]]
+    """Name -> `amount`, the training samples, and the overrides that give a run this many."""
+    margins: dict[str, list[Any]] = field(default_factory=dict)
+    """`seeds`: further seeds of the cells of `sizes` and of those of `volumes`."""
+    plateau: float | None = None
+    """Value of `metric` that a run must come below to have learned anything; null censors nothing."""
+    resamples: int = 2000
+    """Resamples of images and seeds, for the intervals."""
+
+    def __post_init__(self) -> None:
+        if self.variants:
+            raise ValueError("variants: a scaling grid makes its own; give sizes and volumes")
+        for name in ("sizes", "volumes"):
+            if len(getattr(self, name)) < LEAST:
+                raise ValueError(f"{name}: a scaling grid needs at least {LEAST}, got {len(getattr(self, name))}")
+        for name, volume in self.volumes.items():
+            if not isinstance(volume.get("amount"), int) or volume["amount"] < 1:
+                raise ValueError(f"volumes.{name}: amount must be a number of samples, got {volume.get('amount')!r}")
+        if unknown := sorted(set(self.margins) - set(MARGINS)):
+            raise ValueError(f"margins: unknown field {unknown[0]!r}; known are {', '.join(MARGINS)}")
+        for name in ("sizes", "volumes"):
+            if unknown := [label for label in self.margins.get(name, []) if label not in getattr(self, name)]:
+                raise ValueError(f"margins.{name}: {unknown[0]!r} is not among the {name}")
+        if self.resamples < 1:
+            raise ValueError(f"resamples: must be at least 1, got {self.resamples}")
+        made = {}
+        for size, volume in product(self.sizes, self.volumes):
+            overrides = {name: value for name, value in self.volumes[volume].items() if name != "amount"}
+            if both := sorted(set(overrides) & set(self.sizes[size])):
+                raise ValueError(f"sizes.{size} and volumes.{volume} both set {both[0]}")
+            made[variant_name(size, volume)] = {**self.sizes[size], **overrides}
+        object.__setattr__(self, "variants", made)
+
+    def seeds_of(self, variant: str) -> list[int]:
+        """`seeds`, and those of the margins for the cells on them."""
+        names = {
+            variant_name(size, volume)
+            for size, volume in product(self.sizes, self.volumes)
+            if size in self.margins.get("sizes", []) or volume in self.margins.get("volumes", [])
+        }
+        return list(dict.fromkeys([*self.seeds, *(self.margins.get("seeds", []) if variant in names else [])]))
+
+
+def variant_name(size: str, volume: str) -> str:
+    """Of the cells of one size and one volume."""
+    return f"{size}_{volume}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size with one volume: its runs, all seeds."""
+
+    size: str
+    volume: str
+    parameters: int
+    amount: int
+    """Training samples of the volume."""
+    data: int
+    """Different ones that a run saw, in the unit of the task (images, tokens)."""
+    flops: float
+    """Of one run's training."""
+    unit: str
+    runs: dict[int, dict[str, Any]]
+    """{seed: content of cell.json}."""
+    breakthroughs: dict[int, int | None]
+    """{seed: first validated step below the plateau}."""
+
+    @property
+    def name(self) -> str:
+        """The variant."""
+        return variant_name(self.size, self.volume)
+
+    @property
+    def censored(self) -> bool:
+        """Whether one of its runs stayed on the plateau."""
+        return None in self.breakthroughs.values()
+
+    def curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """(training FLOPs, mean over seeds) at the validations that all its runs have."""
+        rows = list(zip(*(run["curve"] for run in self.runs.values()), strict=False))
+        steps = next(iter(self.runs.values()))["steps"]
+        flops = np.array([row[0][0] / steps * self.flops for row in rows])
+        return flops, np.array([np.mean([values[metric] for _, values in row]) for row in rows])
+
+
+def breakthrough(curve: list[Any], metric: str, plateau: float | None) -> int | None:
+    """First validated step at which the metric is below the plateau; None if there is none."""
+    return next((step for step, values in curve if plateau is None or values[metric] < plateau), None)
+
+
+def points_of(grid: Scaling, measured: Measured) -> list[Point]:
+    """The measured cells, by size and volume, small ones first."""
+    points = []
+    for size, volume in product(grid.sizes, grid.volumes):
+        runs = dict(measured.get(variant_name(size, volume), {}))
+        if not runs:
+            continue
+        first, amount = next(iter(runs.values())), grid.volumes[volume]["amount"]
+        points.append(
+            Point(
+                size,
+                volume,
+                first["parameters"],
+                amount,
+                min(amount, first["samples"]) * first["units_per_sample"],
+                first["flops"],
+                first["unit"],
+                runs,
+                {seed: breakthrough(run["curve"], grid.metric, grid.plateau) for seed, run in runs.items()},
+            )
+        )
+    return sorted(points, key=lambda point: (point.parameters, point.amount))
+
+
+def run(options: ScalingOptions) -> None:
+    """``python -m eval scaling``."""
+    from eval.scaling_report import write_scaling_report
+
+    grid = read_options(options, Scaling)
+    if options.stage in ("all", "prepare", "train"):
+        prepare(grid)
+    if options.stage in ("all", "train"):
+        train_all(grid)
+    if options.stage in ("all", "evaluate"):
+        measure_all(grid, lambda cell: measure_cell(cell, grid))
+    if options.stage in ("all", "evaluate", "report"):
+        print(f"written: {write_scaling_report(grid, results(grid), options.config)}")
