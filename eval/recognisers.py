@@ -54,7 +54,7 @@ class ParseqRecogniser:
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:
         size = self.model.config.image_height, self.model.config.image_width
         pixels = torch.from_numpy(np.stack([to_array(image, size) for image in images])).to(self.device)
-        logits_BQC = recognise(self.model, pixels.float() / 127.5 - 1.0, self.mode, self.refinements)
+        logits_BQC = recognise(self.model, self.model.config.normalise(pixels), self.mode, self.refinements)
         best_BQ, ids_BQ = logits_BQC.softmax(-1).max(-1)
         readings = []
         for chances_Q, ids_Q in zip(best_BQ.cpu().numpy(), ids_BQ.cpu().numpy(), strict=True):

@@ -148,7 +148,7 @@ class WordRecognitionTask(Task):
         return sample_orderings(length, self.orderings, generator, self.model_config.max_length)
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
-        images_B3HW, ids_BP = batch["image"].float() / 127.5 - 1.0, batch["ids"]
+        images_B3HW, ids_BP = self.model_config.normalise(batch["image"]), batch["ids"]
         # A frozen model is always asked for the same orderings, so that validations can be compared.
         step = int(batch["step"]) if model.training and "step" in batch else -1
         ordering_KP = self._orderings(ids_BP.shape[1] - 2, step)
@@ -169,7 +169,7 @@ class WordRecognitionTask(Task):
 
     def flops_per_sample(self) -> float:
         typical = min(8, self.model_config.max_length)  # characters of a word in running text
-        return 3 * self.model_config.forward_flops(typical + 1, self.orderings)
+        return self.model_config.training_flops(typical + 1, self.orderings)
 
     def identity(self) -> dict[str, Any]:
         return {
