@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from arch.parseq.decoder import Decoder, KeysValues
-from arch.parseq.decoder_config import CharacterDecoderConfig
 from arch.parseq.orderings import attention_masks
+from arch.parseq.recogniser_config import RecogniserConfig
 
 
 class TokenEmbedding(nn.Module):
@@ -36,7 +36,7 @@ class CharacterDecoder(nn.Module):
             it comes first among them.
     """
 
-    def __init__(self, config: CharacterDecoderConfig, encoder: nn.Module | None = None) -> None:
+    def __init__(self, config: RecogniserConfig, encoder: nn.Module | None = None) -> None:
         super().__init__()
         if encoder is not None:
             self.encoder = encoder

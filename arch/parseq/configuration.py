@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from arch.config_file import ModelConfigError, load_dataclass
-from arch.parseq.decoder_config import CharacterDecoderConfig
+from arch.parseq.recogniser_config import RecogniserConfig
 
 
 @dataclass(frozen=True)
-class ParseqConfig(CharacterDecoderConfig):
+class ParseqConfig(RecogniserConfig):
     """A PARSeq. The defaults are PARSeq-S with the 94 printable ASCII characters."""
 
     encoder_layers: int = 12
@@ -40,6 +40,10 @@ class ParseqConfig(CharacterDecoderConfig):
                 raise ModelConfigError(f"patch_{side}: image_{side} {image} is not a multiple of {patch}")
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        return self.image_height, self.image_width
+
+    @property
     def image_tokens(self) -> int:
         """M, length of the encoder's output."""
         return (self.image_height // self.patch_height) * (self.image_width // self.patch_width)
@@ -57,7 +61,6 @@ class ParseqConfig(CharacterDecoderConfig):
         return 2.0 * (patch + self.encoder_layers * block + self.decoder_products(length, orderings, m))
 
     def training_flops(self, length: int, orderings: int) -> float:
-        """The same, forward and backward: backward takes twice as many."""
         return 3 * self.forward_flops(length, orderings)
 
 

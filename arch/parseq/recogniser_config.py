@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -12,8 +13,8 @@ from arch.config_file import ModelConfigError
 
 
 @dataclass(frozen=True)
-class CharacterDecoderConfig:
-    """A decoder of characters. The defaults are PARSeq-S with the 94 printable ASCII characters."""
+class RecogniserConfig(ABC):
+    """The decoder's sizes; the defaults are those of PARSeq-S with the 94 printable ASCII characters."""
 
     width: int = 384
     """d, of the decoder and of the memory that it reads."""
@@ -59,6 +60,20 @@ class CharacterDecoderConfig:
             for values in (self.pixel_mean, self.pixel_deviation)
         )
         return images_B3HW.float() / (255 * deviation_311) - mean_311 / deviation_311
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images in pixels; the aspect ratio of a word is not kept."""
+
+    @abstractmethod
+    def training_flops(self, length: int, orderings: int) -> float:
+        """Floating-point operations of matrix products for one image, forward and backward.
+
+        Args:
+            length: L, decoder positions.
+            orderings: K.
+        """
 
     @property
     def eos(self) -> int:
