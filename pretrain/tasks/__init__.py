@@ -3,12 +3,14 @@
 base.py              Task, LossOutput, TaskModule
 language_model.py    LanguageModelTask: packed text, chunked cross-entropy
 word_recognition.py  WordRecognitionTask: PARSeq on word images
+clip4str.py          Clip4StrTask: CLIP4STR on the same
 """
 
 import importlib
 from typing import Any
 
 _HOMES = {
+    "Clip4StrTask": "clip4str",
     "LanguageModelTask": "language_model",
     "LossOutput": "base",
     "Task": "base",

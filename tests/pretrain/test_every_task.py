@@ -13,6 +13,7 @@ import pytest
 from pretrain.command_line import parse
 from pretrain.trainer import train
 from tests.data_pipeline.word_cases import write_lmdb
+from tests.pretrain import test_clip4str
 from tests.pretrain.conftest import deepspeed_command, launch, rows
 from tests.pretrain.test_word_recognition import LABELS, SHAPE, arguments
 
@@ -37,7 +38,18 @@ def words(output: Path, stage: int, micro_size: int) -> list[str]:
     return [str(word) for word in arguments(str(output.parent / "shape.yaml"), str(folder), output, **changes)]
 
 
-TASKS = {"digits": (digits, 64, 16), "words": (words, 8, 2)}
+def captioned_words(output: Path, stage: int, micro_size: int) -> list[str]:
+    """CLIP4STR; under ZeRO-3 even its smallest parameters are partitioned."""
+    folder = output.parent / "words"
+    (output.parent / "clip4str.yaml").write_text(json.dumps(test_clip4str.SHAPE))
+    engine = {"deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}} if stage == 3 else {}
+    changes = {"engine": json.dumps({"zero_stage": stage, **engine}), "batch__micro_size": micro_size}
+    return [
+        str(w) for w in test_clip4str.arguments(str(output.parent / "clip4str.yaml"), str(folder), output, **changes)
+    ]
+
+
+TASKS = {"digits": (digits, 64, 16), "words": (words, 8, 2), "clip4str": (captioned_words, 8, 2)}
 """Command line, micro-batch of one process, micro-batch of each of two ranks."""
 
 
