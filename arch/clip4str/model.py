@@ -51,6 +51,7 @@ class Clip4Str(nn.Module):
         super().__init__()
         self.config, self.caption = config, caption
         self.clip = CLIPModel(config.clip_config())
+        self.clip.logit_scale = nn.Parameter(self.clip.logit_scale.detach()[None])  # DeepSpeed cannot send scalars
         self.visual_decoder = CharacterDecoder(config)
         self.cross_decoder = CharacterDecoder(config)
         for parameter in self._frozen():
@@ -138,4 +139,5 @@ def load_clip_weights(model: Clip4Str, directory: str | Path) -> None:
         raise WeightsError(f"{directory}: no CLIP model ({str(error).splitlines()[0]})") from None
     if report["missing_keys"]:
         raise WeightsError(f"{directory}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-    model.clip.load_state_dict(donor.state_dict())
+    weights = donor.state_dict()
+    model.clip.load_state_dict(weights | {"logit_scale": weights["logit_scale"][None]})
