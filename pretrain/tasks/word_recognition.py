@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from arch import ModelConfigError
 from arch.parseq import Parseq, ParseqConfig, RecogniserConfig, load_parseq_config, sample_orderings
 from data_pipeline import Batch, Source
+from data_pipeline.replay_words import describe_words
 from data_pipeline.synth_words import SynthConfig, SynthWords
 from data_pipeline.word_source import WordSource
 from pretrain.errors import ConfigurationError
@@ -109,8 +110,8 @@ class WordRecognitionTask(Task):
         )
 
     @cached_property
-    def _train_sources(self) -> list[Source]:
-        sources: list[Source] = [self._words(store, self.copies) for store in self.train]
+    def _train_sources(self) -> list[WordSource | SynthWords]:
+        sources: list[WordSource | SynthWords] = [self._words(store, self.copies) for store in self.train]
         if self.synthetic is not None:
             sources.append(
                 SynthWords(self.synthetic, self.tokenizer, self.model_config.image_shape, self.model_config.max_length)
@@ -200,6 +201,9 @@ class WordRecognitionTask(Task):
             "charset": self.tokenizer.characters,
             "orderings": [self.orderings, self.orderings_seed],
         }
+
+    def replay_description(self) -> dict[str, Any]:
+        return describe_words(self._train_sources, self.train)
 
     def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
         words = [self.tokenizer.decode(ids.tolist()) for ids in batch["ids"][:4]]
