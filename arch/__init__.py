@@ -8,6 +8,7 @@ accounting.py     count_parameters, count_flops: exact, by arithmetic, for any s
 export.py         export_model: transformers format, verified by reload_check.py in a fresh process
 parseq/           text recognition; its own front: arch.parseq
 visual/           images to codes and back; its own front: arch.visual
+clip4str/         text recognition on top of CLIP, with PARSeq's decoder twice; its own front: arch.clip4str
 surgery/          a smaller model out of a larger one: python -m arch inherit | bypass
 __main__.py       python -m arch inspect | export | inherit | bypass
 """

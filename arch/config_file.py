@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+
+Config = TypeVar("Config")
 
 
 class ModelConfigError(ValueError):
@@ -25,12 +28,12 @@ def read_fields(path: Path) -> dict[str, Any]:
     kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
         text = path.read_text(encoding="utf-8")
-        fields = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
+        content = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ModelConfigError(f"{path}: not {kind}: {error}") from None
-    if not isinstance(fields, dict):
-        raise ModelConfigError(f"{path}: expected a mapping of fields, found {type(fields).__name__}")
-    return fields
+    if not isinstance(content, dict):
+        raise ModelConfigError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    return content
 
 
 def check_names(names: Iterable[str], valid: Collection[str], where: str) -> None:
@@ -39,3 +42,26 @@ def check_names(names: Iterable[str], valid: Collection[str], where: str) -> Non
         if name not in valid:
             nearest = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.0)[0]
             raise ModelConfigError(f"{where}: unknown field {name!r}; did you mean {nearest!r}?")
+
+
+def load_dataclass(kind: type[Config], source: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The dataclass `kind`, which checks its own values, from a file of its fields.
+
+    Args:
+        kind: a dataclass whose __post_init__ raises ModelConfigError.
+        source: YAML or JSON.
+        overrides: fields to replace or to add.
+
+    Raises:
+        ModelConfigError: not YAML, an unknown field, or a value that cannot be; names file and field.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model configuration")
+    content = {**read_fields(path), **(overrides or {})}
+    check_names(content, [field.name for field in fields(kind)], str(path))  # type: ignore[arg-type]
+    try:
+        return kind(**content)
+    except ModelConfigError as error:
+        raise ModelConfigError(f"{path}: {error}") from None

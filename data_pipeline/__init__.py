@@ -19,6 +19,7 @@
                      from input and target, visual_tasks.py draws targets, visual_corruption.py adds noise and rain;
                      pairs_sheet.py shows them
     synth_words.py   words drawn from lists: word_lists.py, word_fonts.py, word_photographs.py, render_words.py
+    replay_sources.py  what replay can open again, by the kind of data; replay_words.py does so for word images
 
 The front door is `python -m data_pipeline`. A public name loads its module when first used: importing the room is
 cheap.

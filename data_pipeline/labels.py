@@ -12,10 +12,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Literal
 
 from data_pipeline.errors import LabelError
+from tokenizer.characters import adapt_to_charset
 
 Normalisation = Literal["ascii", "nfkc", "none"]
 EXAMPLES = 5
@@ -64,23 +64,6 @@ class LabelRules:
             return CleanLabel("", "too long")
         adapted, removed = adapt_to_charset(text, self.charset)
         return CleanLabel(adapted, "" if adapted else "unsupported", removed)
-
-
-def adapt_to_charset(text: str, charset: str) -> tuple[str, str]:
-    """The text in the charset's case where it has only one, without characters outside of it; and those removed."""
-    allowed, case = _of_charset(charset)
-    text = case(text)
-    return "".join(filter(allowed.__contains__, text)), "".join(c for c in text if c not in allowed)
-
-
-@cache
-def _of_charset(charset: str) -> tuple[frozenset[str], Callable[[str], str]]:
-    """Its characters, and what brings a text to its case."""
-    if charset == charset.lower() != charset.upper():
-        return frozenset(charset), str.lower
-    if charset == charset.upper() != charset.lower():
-        return frozenset(charset), str.upper
-    return frozenset(charset), str
 
 
 @dataclass

@@ -47,8 +47,10 @@ class ReplayedDocument:
     """Shard directory, or where else the data lie."""
     span: DocumentSpan
     """Shard, document and token range."""
+    place: str
+    """The same for people; of word images, the image's name."""
     text: str
-    """Decoded tokens, special ones included; of images, their ids."""
+    """Decoded tokens, special ones included; of images, their ids; of word images, the label."""
 
 
 def replay(config: ReplayConfig) -> Iterator[ReplayedDocument]:
@@ -69,7 +71,7 @@ def replay(config: ReplayConfig) -> Iterator[ReplayedDocument]:
         found = sources[mixture.locate(index)[0]]
         sample = mixture.sample(index)
         for span in mixture.documents(index):
-            yield ReplayedDocument(row, index, found.place, span, found.describe(sample, span))
+            yield ReplayedDocument(row, index, found.place, span, found.locate(span), found.describe(sample, span))
 
 
 def as_text(documents: Iterator[ReplayedDocument], characters: int) -> Iterator[str]:
@@ -79,15 +81,16 @@ def as_text(documents: Iterator[ReplayedDocument], characters: int) -> Iterator[
         if found.row != row:
             row = found.row
             yield f"row {row}: sample {found.sample} of {found.directory}"
-        place = f"{found.span.shard} document {found.span.document}, tokens {found.span.start} to {found.span.stop - 1}"
-        yield f"  {place}: {_excerpt(found.text, characters)!r}"
+        yield f"  {found.place}: {_excerpt(found.text, characters)!r}"
 
 
 def as_json(documents: Iterator[ReplayedDocument], characters: int) -> Iterator[str]:
     """One JSON object per document."""
     for found in documents:
         content = {"row": found.row, "sample": found.sample, "directory": found.directory, **vars(found.span)}
-        yield json.dumps({**content, "text": _excerpt(found.text, characters)}, ensure_ascii=False)
+        yield json.dumps(
+            {**content, "place": found.place, "text": _excerpt(found.text, characters)}, ensure_ascii=False
+        )
 
 
 def _open(path: Path) -> tuple[list[ReplaySource], RoundsOrder]:

@@ -17,6 +17,12 @@ from data_pipeline.source import DocumentSpan, Sample, Source
 from data_pipeline.token_source import TokenSource
 
 Describe = Callable[[Sample, DocumentSpan], str]
+Locate = Callable[[DocumentSpan], str]
+
+
+def token_range(span: DocumentSpan) -> str:
+    """Where a document of tokens lies."""
+    return f"{span.shard} document {span.document}, tokens {span.start} to {span.stop - 1}"
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class ReplaySource:
     """Where they lie: a shard directory, say."""
     describe: Describe
     """Sample, one of its documents -> the text that shows it."""
+    locate: Locate = token_range
+    """One of its documents -> where it lies, for people."""
 
 
 def open_tokens(description: Mapping[str, Any]) -> list[ReplaySource]:
@@ -48,9 +56,17 @@ def open_sentences(description: Mapping[str, Any]) -> list[ReplaySource]:
     return [ReplaySource(source, str(source.directory), _ids) for source in sources]
 
 
+def open_words(description: Mapping[str, Any]) -> list[ReplaySource]:
+    """Word images: see replay_words.py, which needs packages that text does not."""
+    from data_pipeline.replay_words import open_words
+
+    return open_words(description)
+
+
 OPENERS: dict[str, Callable[[Mapping[str, Any]], list[ReplaySource]]] = {
     "tokens": open_tokens,
     "sentences": open_sentences,
+    "words": open_words,
 }
 """By `kind`."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields
@@ -73,6 +73,15 @@ class SynthConfig:
             raise ValueError(
                 f"shortest, longest: expected 1 <= shortest <= longest, got {self.shortest}, {self.longest}"
             )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The settings as JSON holds them, without those of the command."""
+        return {field.name: asdict(self)[field.name] for field in fields(SynthConfig)}
+
+    @staticmethod
+    def from_mapping(content: Mapping[str, Any]) -> SynthConfig:
+        """What `to_mapping` was taken of."""
+        return SynthConfig(**{**content, "look": Look(**content["look"])})
 
 
 @dataclass(frozen=True)
@@ -206,8 +215,7 @@ def synthesise(config: SynthCommand) -> str:
     """
     painter = WordPainter(config, read_charset(config.charset))
     chunks = [range(start, min(start + CHUNK, config.size)) for start in range(0, config.size, CHUNK)]
-    settings = {field.name: asdict(config)[field.name] for field in fields(SynthConfig)}
-    draw = partial(_draw_chunk, json.dumps(settings), painter.charset)
+    draw = partial(_draw_chunk, json.dumps(config.to_mapping()), painter.charset)
     workers = config.workers or available_cores()
     with LmdbWriter(Path(config.output)) as writer, tqdm(total=config.size, unit="word", desc="draw") as bar:
         try:
@@ -238,5 +246,4 @@ def _draw_chunk(settings: str, charset: str, numbers: Sequence[int]) -> list[tup
 @cache
 def _open_painter(settings: str, charset: str) -> WordPainter:
     """One painter per worker; settings are JSON, because a cache needs something that does not change."""
-    content = json.loads(settings)
-    return WordPainter(SynthConfig(**{**content, "look": Look(**content["look"])}), charset)
+    return WordPainter(SynthConfig.from_mapping(json.loads(settings)), charset)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
+import arch.clip4str
+import arch.parseq
 from arch.finding import newest_checkpoints
-from arch.parseq import recognise
 from arch.parseq.decoding import Mode
 from data_pipeline.word_source import to_array
 from eval.loading import ModelLoadError, default_device
-from pretrain.tasks.word_recognition import CONFIG_FILE, load_recogniser
+from pretrain.tasks import clip4str, word_recognition
+from tokenizer.characters import CharacterTokenizer
 
 RAPIDOCR = "rapidocr"
+
+
+class Kind(NamedTuple):
+    """How one of our architectures is opened and asked."""
+
+    load: Callable[[Path], tuple[Any, CharacterTokenizer]]
+    recognise: Callable[..., torch.Tensor]
+
+
+KINDS = {
+    word_recognition.CONFIG_FILE: Kind(word_recognition.load_recogniser, arch.parseq.recognise),
+    clip4str.CONFIG_FILE: Kind(clip4str.load_clip4str, arch.clip4str.recognise),
+}
+"""By the file that lies beside the weights."""
 
 
 class Reading(NamedTuple):
@@ -35,7 +51,7 @@ class Recogniser(Protocol):
         """One reading per RGB image."""
 
 
-class ParseqRecogniser:
+class OwnRecogniser:
     """A model of ours.
 
     Args:
@@ -47,14 +63,16 @@ class ParseqRecogniser:
 
     def __init__(self, directory: Path, device: str | None, mode: Mode, refinements: int) -> None:
         self.device = default_device(device)
-        self.model, self.tokenizer = load_recogniser(find_recogniser(directory))
+        found = find_recogniser(directory)
+        self.kind = next(kind for name, kind in KINDS.items() if (found / name).is_file())
+        self.model, self.tokenizer = self.kind.load(found)
         self.model.to(self.device)
         self.mode, self.refinements = mode, refinements
 
     def read(self, images: Sequence[Image.Image]) -> list[Reading]:
-        size = self.model.config.image_height, self.model.config.image_width
+        size = self.model.config.image_shape
         pixels = torch.from_numpy(np.stack([to_array(image, size) for image in images])).to(self.device)
-        logits_BQC = recognise(self.model, pixels.float() / 127.5 - 1.0, self.mode, self.refinements)
+        logits_BQC = self.kind.recognise(self.model, self.model.config.normalise(pixels), self.mode, self.refinements)
         best_BQ, ids_BQ = logits_BQC.softmax(-1).max(-1)
         readings = []
         for chances_Q, ids_Q in zip(best_BQ.cpu().numpy(), ids_BQ.cpu().numpy(), strict=True):
@@ -89,14 +107,14 @@ def find_recogniser(path: Path) -> Path:
     Raises:
         ModelLoadError: there is none.
     """
-    if (path / CONFIG_FILE).is_file():
-        return path
-    for checkpoint in newest_checkpoints(path) if path.is_dir() else ():
-        if (checkpoint / CONFIG_FILE).is_file():
-            return checkpoint
-    raise ModelLoadError(f"model {str(path)!r}: neither a text recogniser ({CONFIG_FILE}) nor a run with a checkpoint")
+    for folder in (path, *(newest_checkpoints(path) if path.is_dir() else ())):
+        if any((folder / name).is_file() for name in KINDS):
+            return folder
+    raise ModelLoadError(
+        f"model {str(path)!r}: neither a text recogniser ({' or '.join(KINDS)}) nor a run with a checkpoint"
+    )
 
 
 def open_recogniser(name: str, device: str | None, mode: Mode, refinements: int) -> Recogniser:
     """`rapidocr`, or a folder of ours."""
-    return RapidRecogniser() if name == RAPIDOCR else ParseqRecogniser(Path(name), device, mode, refinements)
+    return RapidRecogniser() if name == RAPIDOCR else OwnRecogniser(Path(name), device, mode, refinements)

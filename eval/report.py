@@ -20,6 +20,8 @@ from eval.plots import line_chart
 from eval.run_record import RunRecord, finite, read_run
 
 TEMPLATES = Path(__file__).with_name("templates")
+MUCH_WAITING = 0.1
+"""Share of the time spent waiting for data above which more workers are suggested."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def tiles(record: RunRecord) -> list[tuple[str, str]]:
         found.append(("tokens/s (median)", human(median(rates))))
     if mfu := finite(record.series("train", "mfu")[1]):
         found.append(("MFU (median)", f"{median(mfu):.1%}"))
+    if waits := finite(record.series("train", "data_wait")[1]):
+        found.append(("waiting for data (median)", f"{median(waits):.1%}"))
     if "parameters" in record.audit:
         found.append(("parameters", str(record.audit["parameters"])))
     if record.seconds():
@@ -163,6 +167,11 @@ def suggestions(record: RunRecord) -> list[Suggestion]:
             f"MFU {median(mfu):.0%}: the machine was busy while its peak was measured. Run it alone for a true MFU."
         )
         found.append(Suggestion(reason, f"{train} --output {run}-alone"))
+    waits = finite(record.series("train", "data_wait")[1])
+    if waits and median(waits) > MUCH_WAITING:
+        workers = record.config.get("loader", {}).get("workers", 0) + 1
+        reason = f"{median(waits):.0%} of the time went into waiting for data; let more workers read ahead."
+        found.append(Suggestion(reason, f"{train} --loader.workers {workers}"))
     if not record.evaluations:
         found.append(
             Suggestion("No benchmark has been run.", f"python -m eval lm --model {run} --tasks piqa,arc_easy,blimp")

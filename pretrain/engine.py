@@ -114,7 +114,9 @@ class Engine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         model = task.build_model(config.seed)
         task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile)
-        self.groups: list[ParameterGroup] = parameter_groups(model, task.undecayed_parameters(model), config.optimizer)
+        self.groups: list[ParameterGroup] = parameter_groups(
+            model, task.undecayed_parameters(model), config.optimizer, task.learning_rate_factors(model)
+        )
         self.parameters = sum(p.numel() for group in self.groups for p in group.parameters)
         self.peak_lr = self._peak_lr(config, task)
         self.task, self.world, self.stage = task, world, config.engine.zero_stage
@@ -149,7 +151,7 @@ class Engine:
         return self.wrapped.gradient_accumulation_steps()
 
     def set_learning_rate(self, factor: float) -> float:
-        """Sets every group to `factor` times its peak; returns AdamW's rate."""
+        """Sets every group to `factor` times its peak; returns AdamW's rate (before the task's own factors)."""
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = factor * peak
         return factor * self.peak_lr

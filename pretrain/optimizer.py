@@ -3,10 +3,13 @@
 decayed        matrices
 undecayed      vectors (norm weights, biases) and what the model names in no_weight_decay() (series scales)
 muon           with `name: muon`, the decayed matrices that are not embeddings or the head; the rest stays with AdamW
+
+Each group is split again where parts of the model have learning rates of their own (`Task.learning_rate_factors`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,44 +28,65 @@ class ParameterGroup:
     parameter_names: list[str]
     weight_decay: float
     use_muon: bool = False
+    lr_factor: float = 1.0
+    """The group's learning rate, in those of the configuration."""
 
 
-def parameter_groups(model: nn.Module, undecayed: set[str], config: OptimizerConfig) -> list[ParameterGroup]:
+def parameter_groups(
+    model: nn.Module, undecayed: set[str], config: OptimizerConfig, lr_factors: Mapping[str, float] | None = None
+) -> list[ParameterGroup]:
     """Splits the trainable parameters of `model` into groups; every parameter lands in exactly one.
 
     Args:
         model: the model before DeepSpeed sees it (shapes must be whole).
         undecayed: names of matrices that must not be decayed.
         config: optimizer, its decay.
+        lr_factors: factor of the learning rate by the prefix of parameters' names; elsewhere it is 1.
 
     Raises:
-        ValueError: `undecayed` names a parameter that the model does not have.
+        ValueError: `undecayed` names a parameter that the model does not have, or a prefix fits no
+            parameter, or two fit one.
     """
     named = dict(model.named_parameters())  # shared (tied) parameters appear once
     if unknown := undecayed - set(named):
         raise ValueError(f"no_weight_decay() names parameters that the model does not have: {sorted(unknown)}")
     embeddings = {id(parameter) for parameter in _embedding_parameters(model)}
-    members: dict[str, list[str]] = {"muon": [], "decayed": [], "undecayed": []}
-    for name, parameter in named.items():
-        if not parameter.requires_grad:
-            continue
+    factors = _factors([name for name, p in named.items() if p.requires_grad], lr_factors or {})
+    kinds = ("muon", "decayed", "undecayed")
+    members: dict[tuple[str, float], list[str]] = {
+        (kind, factor): [] for factor in dict.fromkeys([1.0, *factors.values()]) for kind in kinds
+    }
+    for name, factor in factors.items():
+        parameter = named[name]
         if parameter.ndim < 2 or name in undecayed:
-            members["undecayed"].append(name)
+            members["undecayed", factor].append(name)
         elif config.name == "muon" and id(parameter) not in embeddings:
-            members["muon"].append(name)
+            members["muon", factor].append(name)
         else:
-            members["decayed"].append(name)
+            members["decayed", factor].append(name)
     return [
         ParameterGroup(
-            name=group,
+            name=group if factor == 1 else f"{group} x{factor:g}",
             parameters=[named[name] for name in names],
             parameter_names=names,
             weight_decay=0.0 if group == "undecayed" else config.weight_decay,
             use_muon=group == "muon",
+            lr_factor=factor,
         )
-        for group, names in members.items()
+        for (group, factor), names in members.items()
         if names
     ]
+
+
+def _factors(names: list[str], by_prefix: Mapping[str, float]) -> dict[str, float]:
+    """The learning-rate factor of each parameter."""
+    fitting = {name: [prefix for prefix in by_prefix if name.startswith(prefix)] for name in names}
+    used = {prefix for prefixes in fitting.values() for prefix in prefixes}
+    if unused := set(by_prefix) - used:
+        raise ValueError(f"learning_rate_factors() has prefixes that no trained parameter has: {sorted(unused)}")
+    if several := next((name for name, prefixes in fitting.items() if len(prefixes) > 1), None):
+        raise ValueError(f"learning_rate_factors() has several prefixes for {several}: {sorted(fitting[several])}")
+    return {name: float(by_prefix[prefixes[0]]) if prefixes else 1.0 for name, prefixes in fitting.items()}
 
 
 def _embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -77,15 +101,16 @@ def _embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
     """The optimizer over `groups`; `lr` is AdamW's peak. Every torch group carries its `name`."""
-    adamw: dict[str, Any] = {"lr": lr, "betas": config.betas, "eps": config.eps}
     described: list[dict[str, Any]] = []
     for group in groups:
         hyperparameters: dict[str, Any] = {"params": group.parameters, "weight_decay": group.weight_decay}
+        adamw: dict[str, Any] = {"lr": lr * group.lr_factor, "betas": config.betas, "eps": config.eps}
         if config.name == "adamw":
             described.append({**hyperparameters, **adamw, "name": group.name})
         elif group.use_muon:
             # "gram": Newton-Schulz in fp16 where the device has it, else fp32; never a slow emulated bf16.
-            muon = {"lr": config.muon_lr, "momentum": config.muon_momentum, "ns_method": "gram"}
+            rate = config.muon_lr * group.lr_factor
+            muon = {"lr": rate, "momentum": config.muon_momentum, "ns_method": "gram"}
             described.append({**hyperparameters, **muon, "use_muon": True, "name": group.name})
         else:
             described.append({**hyperparameters, **adamw, "use_muon": False, "name": group.name})

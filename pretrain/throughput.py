@@ -5,15 +5,23 @@
 Training FLOPs are the task's own count: matrix products of forward and backward (3 x forward), attention scores
 included, embedding look-ups, recomputation and padding not. The peak is a data-sheet number for known accelerators and
 a measured matrix product everywhere else, taken on all ranks at the same time, because they share the machine.
+
+    data_wait = seconds that this rank waited for batches / (those + the seconds of its training steps)
+
+A step begins when its batch is there, so rates are those of training alone; data_wait says what the run lost beside it.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from deepspeed.accelerator import get_accelerator
+
+Item = TypeVar("Item")
 
 # Dense bf16 TFLOP/s without sparsity, from the vendors' data sheets.
 KNOWN_BF16_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "4090": 165.0}
@@ -48,7 +56,16 @@ class Throughput:
     world_size: int
     _samples: int = 0
     _seconds: float = 0.0
+    _waited: float = 0.0
     _started: float | None = None
+
+    def awaiting(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The same batches; the time until each is there counts as waiting for data."""
+        began = time.perf_counter()
+        for batch in batches:
+            self._waited += time.perf_counter() - began
+            yield batch
+            began = time.perf_counter()
 
     def start(self) -> None:
         """A training step begins."""
@@ -64,9 +81,11 @@ class Throughput:
         """Rates since the last reading; resets the window."""
         samples_per_second = self._samples / self._seconds if self._seconds else 0.0
         tflops = samples_per_second * self.flops_per_sample / self.world_size / 1e12
-        self._samples, self._seconds = 0, 0.0
+        wait = self._waited / (self._waited + self._seconds) if self._waited else 0.0
+        self._samples, self._seconds, self._waited = 0, 0.0, 0.0
         return {
             f"{unit}_per_second": samples_per_second * self.units_per_sample,
             "tflops": tflops,
             "mfu": tflops / self.peak_tflops,
+            "data_wait": wait,
         }

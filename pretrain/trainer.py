@@ -120,7 +120,7 @@ class Trainer:
     def _loop(self, engine: Engine, position: Position, stop: StopSignal, number: int) -> Outcome:
         """The loop of round `number`. `position` moves with it."""
         config, telemetry, last = self.config, self.telemetry, self.rounds.last(number)
-        for batches in self._loader(position, last):
+        for batches in self.throughput.awaiting(self._loader(position, last)):
             self.throughput.start()
             rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
             step = self._step(engine, batches, position)

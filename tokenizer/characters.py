@@ -11,7 +11,8 @@ What is predicted, [E] and the characters, comes first, so logits need no shift.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,23 @@ def check_charset(characters: str, where: str) -> str:
             raise CharsetError(f"charset {where}: {character!r} (U+{ord(character):04X}) is {kind}; remove it")
         seen.add(character)
     return characters
+
+
+def adapt_to_charset(text: str, charset: str) -> tuple[str, str]:
+    """The text in the charset's case where it has only one, without characters outside of it; and those removed."""
+    allowed, case = _of_charset(charset)
+    text = case(text)
+    return "".join(filter(allowed.__contains__, text)), "".join(c for c in text if c not in allowed)
+
+
+@cache
+def _of_charset(charset: str) -> tuple[frozenset[str], Callable[[str], str]]:
+    """Its characters, and what brings a text to its case."""
+    if charset == charset.lower() != charset.upper():
+        return frozenset(charset), str.lower
+    if charset == charset.upper() != charset.lower():
+        return frozenset(charset), str.upper
+    return frozenset(charset), str
 
 
 class CharacterTokenizer:

@@ -125,9 +125,10 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(width, heads, hidden, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def project_memory(self, memory_BMD: Tensor) -> list[KeysValues]:
-        """The image's keys and values for every layer, to call `forward` several times; it is normalised already."""
-        return [layer.cross_attn.project(memory_BMD[:, None]) for layer in self.layers]  # type: ignore[union-attr, operator]
+    def project_memory(self, memory: Tensor) -> list[KeysValues]:
+        """The memory's keys and values for every layer, to call `forward` several times; it is normalised already."""
+        memory_BKMD = memory if memory.ndim == 4 else memory[:, None]
+        return [layer.cross_attn.project(memory_BKMD) for layer in self.layers]  # type: ignore[union-attr, operator]
 
     def forward(
         self,
@@ -138,8 +139,8 @@ class Decoder(nn.Module):
         content_blocked: Tensor | None = None,
     ) -> Tensor:
         """The query stream after all layers, normalised: [B, K, Q, D]. Masks: see `Attention`."""
-        for number, layer in enumerate(self.layers):
-            image = layer.cross_attn.project(memory[:, None]) if isinstance(memory, Tensor) else memory[number]
+        projected = self.project_memory(memory) if isinstance(memory, Tensor) else memory
+        for number, (layer, image) in enumerate(zip(self.layers, projected, strict=True)):
             query_BKQD, content_BKLD = layer(
                 query_BKQD,
                 content_BKLD,

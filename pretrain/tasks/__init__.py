@@ -6,12 +6,14 @@ language_model.py    LanguageModelTask: packed text
 visual_sentences.py  VisualSentenceTask: sentences of images, factorised through a codebook
 visual_tokenizer.py  VisualTokenizerTask: images to codes and back, VQ or FSQ
 word_recognition.py  WordRecognitionTask: PARSeq on word images
+clip4str.py          Clip4StrTask: CLIP4STR on the same
 """
 
 import importlib
 from typing import Any
 
 _HOMES = {
+    "Clip4StrTask": "clip4str",
     "DecoderTask": "decoder",
     "LanguageModelTask": "language_model",
     "LossOutput": "base",

@@ -96,6 +96,10 @@ class Task(ABC):
         spared = getattr(model, "no_weight_decay", None)
         return set(spared()) if spared is not None else set()
 
+    def learning_rate_factors(self, model: nn.Module) -> dict[str, float]:
+        """Factor of the learning rate by the prefix of parameters' names (`{"decoder.": 19.0}`); elsewhere it is 1."""
+        return {}
+
     def validation_metrics(self, name: str, mean_loss: float) -> dict[str, float]:
         """What a mean validation loss of source `name` means in further units (bits per byte, say)."""
         return {}

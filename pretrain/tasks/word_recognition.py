@@ -8,11 +8,11 @@ Shapes: B batch, K orderings, P = T + 2 ids of a label ([B], T characters, [E]),
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arch import ModelConfigError
-from arch.parseq import Parseq, ParseqConfig, load_parseq_config, sample_orderings
+from arch.parseq import Parseq, ParseqConfig, RecogniserConfig, load_parseq_config, sample_orderings
 from data_pipeline import Batch, Source
+from data_pipeline.replay_words import describe_words
 from data_pipeline.synth_words import SynthConfig, SynthWords
 from data_pipeline.word_source import WordSource
 from pretrain.errors import ConfigurationError
@@ -30,6 +31,7 @@ from pretrain.tasks.base import LossOutput, Task, seeded_build
 from tokenizer.characters import CharacterTokenizer, CharsetError, read_charset
 
 CONFIG_FILE = "parseq.json"
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class WordRecognitionTask(Task):
@@ -50,6 +52,9 @@ class WordRecognitionTask(Task):
         model_overrides: fields of the model's shape to change.
         initial_weights: directory with model.safetensors to start from.
     """
+
+    config_file: ClassVar[str] = CONFIG_FILE
+    """What `save_pretrained` writes beside the weights."""
 
     def __init__(
         self,
@@ -78,21 +83,26 @@ class WordRecognitionTask(Task):
         try:
             self.tokenizer = CharacterTokenizer(read_charset(charset))
             sizes = {**(model_overrides or {}), "characters": len(self.tokenizer.characters)}
-            self.model_config: ParseqConfig = load_parseq_config(model, sizes)
+            self.model_config = self._read_config(model, sizes)
         except CharsetError as error:
             raise ConfigurationError(f"task.charset: {error}") from None
         except (ModelConfigError, FileNotFoundError) as error:
             raise ConfigurationError(f"task.model or task.model_overrides: {error}") from None
 
-    @property
-    def _size(self) -> tuple[int, int]:
-        return self.model_config.image_height, self.model_config.image_width
+    def _read_config(self, path: str, sizes: dict[str, Any]) -> RecogniserConfig:
+        """The model's shape, in a subclass with another model."""
+        return load_parseq_config(path, sizes)
+
+    def _new_model(self) -> nn.Module:
+        """The model before any weights are loaded."""
+        assert isinstance(self.model_config, ParseqConfig)
+        return Parseq(self.model_config)
 
     def _words(self, store: str, copies: int) -> WordSource:
         return WordSource(
             store,
             self.tokenizer,
-            self._size,
+            self.model_config.image_shape,
             self.model_config.max_length,
             copies,
             max_dropped=self.max_dropped,
@@ -100,10 +110,12 @@ class WordRecognitionTask(Task):
         )
 
     @cached_property
-    def _train_sources(self) -> list[Source]:
-        sources: list[Source] = [self._words(store, self.copies) for store in self.train]
+    def _train_sources(self) -> list[WordSource | SynthWords]:
+        sources: list[WordSource | SynthWords] = [self._words(store, self.copies) for store in self.train]
         if self.synthetic is not None:
-            sources.append(SynthWords(self.synthetic, self.tokenizer, self._size, self.model_config.max_length))
+            sources.append(
+                SynthWords(self.synthetic, self.tokenizer, self.model_config.image_shape, self.model_config.max_length)
+            )
         return sources
 
     @cached_property
@@ -117,7 +129,7 @@ class WordRecognitionTask(Task):
         return self._valid_sources
 
     def build_model(self, seed: int) -> nn.Module:
-        model = seeded_build(lambda: Parseq(self.model_config), seed)
+        model = seeded_build(self._new_model, seed)
         if self.initial_weights is not None:
             path = Path(self.initial_weights) / "model.safetensors"
             try:
@@ -148,28 +160,40 @@ class WordRecognitionTask(Task):
         return sample_orderings(length, self.orderings, generator, self.model_config.max_length)
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
-        images_B3HW, ids_BP = batch["image"].float() / 127.5 - 1.0, batch["ids"]
+        logits_BKLC, target_BKL = self._predict(model, batch)
+        losses_BKL = self._losses(logits_BKLC, target_BKL)
+        return self._output(losses_BKL, target_BKL, {})
+
+    def _predict(self, model: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
+        """What the model returns under the orderings of the step, and what it should predict: [B, K, L]."""
+        images_B3HW, ids_BP = self.model_config.normalise(batch["image"]), batch["ids"]
         # A frozen model is always asked for the same orderings, so that validations can be compared.
         step = int(batch["step"]) if model.training and "step" in batch else -1
         ordering_KP = self._orderings(ids_BP.shape[1] - 2, step)
-        logits_BKLC = model(images_B3HW.to(next(model.parameters()).dtype), ids_BP[:, :-1], ordering_KP)
+        predicted = model(images_B3HW.to(next(model.parameters()).dtype), ids_BP[:, :-1], ordering_KP)
         target_BKL = ids_BP[:, None, 1:].repeat(1, len(ordering_KP), 1)
         target_BKL[:, 2:][target_BKL[:, 2:] == self.tokenizer.eos] = self.tokenizer.pad
-        losses = F.cross_entropy(
+        return predicted, target_BKL
+
+    def _losses(self, logits_BKLC: Tensor, target_BKL: Tensor) -> Tensor:
+        """Cross-entropy of every character, [B, K, L]; 0 where there is nothing to predict."""
+        return F.cross_entropy(
             logits_BKLC.flatten(0, 2).float(),
             target_BKL.flatten(),
             ignore_index=self.tokenizer.pad,
             reduction="none",
         ).view_as(target_BKL)
+
+    def _output(self, losses_BKL: Tensor, target_BKL: Tensor, metrics: dict[str, Tensor]) -> LossOutput:
         counts_B = (target_BKL != self.tokenizer.pad).sum(dim=(1, 2))
-        return LossOutput(losses.sum(), losses.detach().sum(dim=(1, 2)), counts_B.to(losses.dtype), {})
+        return LossOutput(losses_BKL.sum(), losses_BKL.detach().sum(dim=(1, 2)), counts_B.to(losses_BKL.dtype), metrics)
 
     def units_per_sample(self) -> tuple[int, str]:
         return 1, "images"
 
     def flops_per_sample(self) -> float:
         typical = min(8, self.model_config.max_length)  # characters of a word in running text
-        return 3 * self.model_config.forward_flops(typical + 1, self.orderings)
+        return self.model_config.training_flops(typical + 1, self.orderings)
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -177,6 +201,9 @@ class WordRecognitionTask(Task):
             "charset": self.tokenizer.characters,
             "orderings": [self.orderings, self.orderings_seed],
         }
+
+    def replay_description(self) -> dict[str, Any]:
+        return describe_words(self._train_sources, self.train)
 
     def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
         words = [self.tokenizer.decode(ids.tolist()) for ids in batch["ids"][:4]]
@@ -192,8 +219,12 @@ class WordRecognitionTask(Task):
     def save_pretrained(self, model: nn.Module, state_dict: Mapping[str, Tensor], directory: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
         save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-        content = {"model": asdict(self.model_config), "charset": self.tokenizer.characters}
-        (directory / CONFIG_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        content = json.dumps(self._description(), indent=1, ensure_ascii=False)
+        (directory / self.config_file).write_text(content, encoding="utf-8")
+
+    def _description(self) -> dict[str, Any]:
+        """What `load_recogniser` needs to know."""
+        return {"model": asdict(self.model_config), "charset": self.tokenizer.characters}
 
 
 def load_recogniser(directory: Path) -> tuple[Parseq, CharacterTokenizer]:
@@ -202,12 +233,18 @@ def load_recogniser(directory: Path) -> tuple[Parseq, CharacterTokenizer]:
     Raises:
         ConfigurationError: files are missing or do not fit together.
     """
-    path = directory / CONFIG_FILE
+    return read_recogniser(directory, CONFIG_FILE, lambda content, _: Parseq(ParseqConfig(**content["model"])))
+
+
+def read_recogniser(
+    directory: Path, config_file: str, build: Callable[[dict[str, Any], CharacterTokenizer], Model]
+) -> tuple[Model, CharacterTokenizer]:
+    """The same for any model that `build` makes of the contents of `config_file`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        model = Parseq(ParseqConfig(**content["model"]))
-        model.load_state_dict(load_file(directory / "model.safetensors"))
+        content = json.loads((directory / config_file).read_text(encoding="utf-8"))
         tokenizer = CharacterTokenizer(content["charset"])
+        model = build(content, tokenizer)
+        model.load_state_dict(load_file(directory / "model.safetensors"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ConfigurationError(f"{directory}: not a text recogniser ({type(error).__name__}: {error})") from None
     return model.eval(), tokenizer

@@ -6,6 +6,7 @@ import lmdb
 import numpy as np
 import pytest
 
+from data_pipeline import Loader, Order, collate_tokens
 from data_pipeline.errors import ImageError, LabelError, SourceError
 from data_pipeline.word_augment import OPERATIONS, augment_word
 from data_pipeline.word_source import WordSource
@@ -28,6 +29,19 @@ def stores(tmp_path):
         for number in (2, 3, 4):
             writer.add(picture(number), LABELS[number])
     return [tmp_path / name for name in ("lmdb", "words.parquet", "folder", "csv", "tree")]
+
+
+def test_workers_read_an_lmdb_that_the_training_process_has_open(tmp_path):
+    source = WordSource(write_lmdb(tmp_path / "words"), TOKENIZER, (16, 32), max_altered=1.0)
+    first, order = source.sample(0), Order([len(source)], 4, seed=0)
+
+    def read(workers: int) -> list:
+        settings = {"rank": 0, "world_size": 1, "micro_batch_size": 4, "start_step": 0, "stop_step": 3}
+        return [batch for [batch] in Loader(source, order, collate_tokens, **settings, num_workers=workers)]
+
+    for alone, shared in zip(read(0), read(2), strict=True):
+        assert all(np.array_equal(alone[name], shared[name]) for name in alone)
+    assert np.array_equal(source.sample(0)["image"], first["image"])
 
 
 def test_every_layout_gives_the_same_words(stores):

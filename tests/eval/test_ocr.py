@@ -16,6 +16,7 @@ from eval.recognisers import Reading, open_recogniser
 from pretrain.command_line import parse
 from pretrain.trainer import train
 from tests.data_pipeline.word_cases import picture, write_folder, write_lmdb, write_parquet
+from tests.pretrain import test_clip4str
 from tests.pretrain.test_word_recognition import LABELS, SHAPE, arguments
 from tokenizer.characters import CHARSETS
 
@@ -98,6 +99,25 @@ def test_wrong_arguments_end_in_one_line(recogniser, tmp_path, monkeypatch, caps
         filled[filled.index("--data") + 1] = "lmdb"
     assert main(["ocr", *filled]) == 1
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_clip4str_is_opened_by_the_same_command(tmp_path, capsys):
+    (tmp_path / "shape.yaml").write_text(json.dumps(test_clip4str.SHAPE))
+    words = write_lmdb(tmp_path / "words", LABELS[:4])
+    arguments_ = test_clip4str.arguments(str(tmp_path / "shape.yaml"), str(words), tmp_path / "run", steps=1)
+    train(parse(arguments_)[0])
+    command = [
+        "ocr",
+        "--model",
+        f"clip4str={tmp_path / 'run'}",
+        "--data",
+        str(words),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 0
+    assert "clip4str" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/ocr.json").read_text())["results"]["clip4str"]["words"]["images"] == 4
 
 
 def test_one_store_is_one_benchmark(tmp_path):

@@ -19,7 +19,7 @@ def write_run(folder, steps=120, last_valid=3.2):
     for step in range(10, steps + 1, 10):
         seconds = step / 10 if step < 60 else (step - 60) / 10  # the clock restarts where the run was resumed
         norm = "nan" if step == 50 else 1.5
-        rates = {"tokens_per_second": 11000.0, "tflops": 0.1, "mfu": 0.412}
+        rates = {"tokens_per_second": 11000.0, "tflops": 0.1, "mfu": 0.412, "data_wait": 0.234}
         train = {"loss": 9 - step / 40, "lr": 1e-3, "grad_norm": norm, "tokens": step * 4096, **rates}
         rows.append({"kind": "train", "step": step, **train, "seconds": seconds})
         if step % 60 == 0:
@@ -70,6 +70,7 @@ def test_the_numbers_are_there(page):
         "4,255,680",
         "3.2000",
         "41.2%",
+        "23.4%",
         "0.5432",
         "0.0116",
         "isolates 3 documents",
@@ -197,3 +198,12 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("number", "text"), [(999, "999"), (4_255_680, "4.26 M"), (1.6e12, "1.6 T"), (0.5, "0.5")])
 def test_sizes(number, text):
     assert human(number) == text
+
+
+def test_a_run_that_waits_for_data_is_told_to_read_ahead(tmp_path):
+    record = read_run(write_run(tmp_path / "run"))
+    (found,) = [s for s in suggestions(record) if "waiting for data" in s.reason]
+    assert found.command.endswith("--loader.workers 1") and "23%" in found.reason
+    for row in record.rows["train"]:
+        row["data_wait"] = 0.01
+    assert not [s for s in suggestions(record) if "waiting for data" in s.reason]

@@ -21,6 +21,11 @@ WORD_SHAPE = {
     "width": 16, "encoder_layers": 1, "encoder_heads": 2, "decoder_heads": 2, "max_length": 8, "dropout": 0.0,
     "image_height": 16, "image_width": 32, "patch_height": 8, "patch_width": 8,
 }  # fmt: skip
+CLIP_SHAPE = {
+    "width": 16, "decoder_heads": 2, "max_length": 8, "dropout": 0.0, "image_size": 16, "patch_size": 8,
+    "vision_width": 16, "vision_layers": 1, "vision_heads": 2, "text_width": 8, "text_layers": 2, "text_heads": 2,
+    "text_positions": 16, "frozen_text_layers": 1,
+}  # fmt: skip
 VISUAL_SHAPE = {"image_size": 16, "grid": 4, "stem": 2, "width": 8, "blocks": 1, "codes": 12, "code_dim": 4}
 
 
@@ -61,6 +66,16 @@ def words(materials: Materials) -> dict[str, Any]:
         "task.valid": {"held_out": str(store)},
         "task.charset": "36",
         "task.copies": 3,
+    }
+
+
+def captioned_words(materials: Materials) -> dict[str, Any]:
+    """CLIP4STR on the words."""
+    return {
+        **words(materials),
+        "task": "pretrain.tasks.Clip4StrTask",
+        "task.model": materials.write("clip4str.yaml", CLIP_SHAPE),
+        "task.charset": "62",
     }
 
 
@@ -112,6 +127,7 @@ CASES: dict[str, Callable[[Materials], dict[str, Any]]] = {
     "sentences": sentences,
     "images": images,
     "words": words,
+    "captioned_words": captioned_words,
     "digits": digits,
 }
 """Settings of each task, besides those that all runs share."""
@@ -125,6 +141,8 @@ def arguments(case: str, materials: Materials, output: Path, **changes: Any) -> 
         "batch.size": 8,
         "batch.micro_size": 2,
         "optimizer.lr": 0.01,
+        # At stage 3 even the smallest parameters are partitioned.
+        "engine.deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
         "checkpoint.every": 5,
         "validation.every": 12,
         "validation.samples": 8,

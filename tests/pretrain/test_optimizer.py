@@ -52,3 +52,35 @@ def test_adamw_carries_the_hyperparameters(model):
     assert {(g["lr"], tuple(g["betas"]), g["eps"], g["fused"]) for g in optimizer.param_groups} == {
         (0.5, (0.8, 0.9), 1e-6, True)
     }
+
+
+def test_parts_have_learning_rates_of_their_own(model):
+    """Rates follow the factor, in every group and under both optimizers; nobody is lost or decayed otherwise."""
+    for name in ("adamw", "muon"):
+        config = OptimizerConfig(name=name, muon_lr=0.1)
+        plain = parameter_groups(model, model.no_weight_decay(), config)
+        groups = parameter_groups(model, model.no_weight_decay(), config, {"model.layers.1.": 19.0, "lm_head.": 2.0})
+        assert sorted(n for group in groups for n in group.parameter_names) == sorted(
+            n for group in plain for n in group.parameter_names
+        )
+        kinds = {n: (group.weight_decay, group.use_muon) for group in plain for n in group.parameter_names}
+        for group in groups:
+            assert {kinds[n] for n in group.parameter_names} == {(group.weight_decay, group.use_muon)}
+            factor = {n: 19.0 if n.startswith("model.layers.1.") else 2.0 if "lm_head" in n else 1.0 for n in kinds}
+            assert {factor[n] for n in group.parameter_names} == {group.lr_factor}
+        if name == "adamw":
+            optimizer = build_optimizer(groups, config, lr=0.5)
+            rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+            assert rates == {
+                "decayed": 0.5,
+                "undecayed": 0.5,
+                "decayed x19": 9.5,
+                "undecayed x19": 9.5,
+                "decayed x2": 1.0,
+            }
+
+
+def test_factors_that_fit_nothing_or_twice_are_errors(model):
+    for factors, message in (({"decodre.": 2.0}, "decodre"), ({"model.": 2.0, "model.layers.": 3.0}, "several")):
+        with pytest.raises(ValueError, match=message):
+            parameter_groups(model, set(), OptimizerConfig(), factors)

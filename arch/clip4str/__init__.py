@@ -1,0 +1,18 @@
+"""CLIP4STR: a recogniser on top of CLIP that reads its own first answer again (spec ocr_scaling.md, 3.3).
+
+    image ---> image encoder ---> F_i ---> visual decoder ---> logits_v ---> caption
+                                   |                                            |
+                                   +--- detached ---> [F_i, F_t] <--- F_t <--- text encoder
+                                                          |
+                                                      cross decoder ---> logits_c, the answer
+
+configuration.py   Clip4StrConfig: every size, counts of FLOPs
+model.py           Clip4Str: CLIP's two towers and two of PARSeq's decoders; what is frozen
+decoding.py        recognise: both branches, then refinement of both
+"""
+
+from arch.clip4str.configuration import Clip4StrConfig, load_clip4str_config
+from arch.clip4str.decoding import recognise
+from arch.clip4str.model import Clip4Str, load_clip_weights
+
+__all__ = ["Clip4Str", "Clip4StrConfig", "load_clip4str_config", "load_clip_weights", "recognise"]
