@@ -148,8 +148,9 @@ def measure_run(directory: Path, sentences: int) -> dict[str, Any]:
         sentences: of each training source, evenly spaced over its passes.
 
     Returns:
-        ``facts`` of every grid cell, ``parameters``, ``tasks`` {name: `sentence_losses.summarise`}, ``train`` the same
-        by the task of the source, and ``curve`` [[step, {task: loss}], ...].
+        what every grid cell has (`grid.run_facts`); ``parameters``; ``tasks`` {validation set: losses as
+        `sentence_losses.summarise` gives them}; ``train``, the same on the training pairs of the set's task; and
+        ``curve`` [[step, {validation set: loss}], ...].
     """
     from data_pipeline.sentence_source import SentenceSource
 
@@ -170,17 +171,15 @@ def measure_run(directory: Path, sentences: int) -> dict[str, Any]:
         rows_NT = np.stack([np.append(sample["input_ids"], sample["labels"][-1]) for sample in samples])
         return summarise(sentence_losses(model.lm, rows_NT, batch), n)
 
-    valid = {name: measured(SentenceSource(folder, images), None) for name, folder in task["valid"].items()}
-    train = {}
-    for folder in task["train"]:
-        source = SentenceSource(folder, images, task["passes"])
-        train[source.meta.inputs["pairs"]["task"]] = measured(source, sentences)
+    held_out = {name: SentenceSource(folder, images) for name, folder in task["valid"].items()}
+    names = {source.meta.inputs["pairs"]["task"]: name for name, source in held_out.items()}
+    trained = [SentenceSource(folder, images, task["passes"]) for folder in task["train"]]
     prefix = "loss/"
     return {
         **run_facts(directory),
         "parameters": sum(parameter.numel() for parameter in model.lm.parameters()),
-        "tasks": valid,
-        "train": train,
+        "tasks": {name: measured(source, None) for name, source in held_out.items()},
+        "train": {names[source.meta.inputs["pairs"]["task"]]: measured(source, sentences) for source in trained},
         "curve": [
             [row["step"], {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)}]
             for row in record.rows["valid"]

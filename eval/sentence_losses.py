@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional
+
+from pretrain.visual_losses import label_images, position_losses
 
 IMAGES_PER_PAIR = 2
 
@@ -30,35 +31,30 @@ class SentenceLosses(NamedTuple):
     """Whether the likeliest code is the right one: bool [N, T - 1]."""
 
 
-@torch.no_grad()
 def sentence_losses(model: Any, sentences_NT: np.ndarray, batch_size: int) -> SentenceLosses:
     """Losses of whole sentences.
 
     Args:
-        model: a causal LM of transformers, in evaluation mode.
+        model: a causal LM, in evaluation mode.
         sentences_NT: codes, int64 [N, T].
         batch_size: sentences of one forward pass.
     """
     losses, correct = [], []
     for first in range(0, len(sentences_NT), batch_size):
         ids_BT = torch.from_numpy(sentences_NT[first : first + batch_size]).to(model.device)
-        labels_BL = ids_BT[:, 1:]
-        logits_BLV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits.float()
-        losses.append(functional.cross_entropy(logits_BLV.mT, labels_BL, reduction="none").double().cpu().numpy())
-        correct.append((logits_BLV.argmax(-1) == labels_BL).cpu().numpy())
+        positions_BL = torch.arange(ids_BT.shape[1] - 1, device=model.device).expand(len(ids_BT), -1)
+        batch = {"input_ids": ids_BT[:, :-1], "labels": ids_BT[:, 1:].contiguous(), "position_ids": positions_BL}
+        tokens = position_losses(model, batch)
+        losses.append(tokens["loss"].double().cpu().numpy())
+        correct.append(tokens["correct"].bool().cpu().numpy())
     return SentenceLosses(np.concatenate(losses), np.concatenate(correct))
-
-
-def label_images(labels: int, tokens_per_image: int) -> np.ndarray:
-    """Number of the image that each label of a sentence lies in: int64 [labels]."""
-    return (np.arange(labels) + 1) // tokens_per_image
 
 
 def summarise(found: SentenceLosses, tokens_per_image: int) -> dict[str, Any]:
     """Token means: ``loss``, ``accuracy``, ``perplexity`` over all labels; ``target_*`` over target images;
     ``last_target_loss``; and ``loss_by_pairs``, the loss of a target after 0, 1, ... pairs."""
     losses_NL, correct_NL = found
-    image_L = label_images(losses_NL.shape[1], tokens_per_image)
+    image_L = label_images(losses_NL.shape[1], tokens_per_image).numpy()
     target_L = image_L % IMAGES_PER_PAIR == 1
     by_pairs = [float(losses_NL[:, image_L == image].mean()) for image in np.unique(image_L[target_L])]
     loss = float(losses_NL.mean())
