@@ -79,6 +79,8 @@ class Prompted:
     """Whose models, of all seeds."""
     main: str
     """The variant whose numbers stand in the report's prompting table; the others are compared with it."""
+    define: dict[str, str] = field(default_factory=dict)
+    """Definitions of that YAML."""
     queries: int | None = None
     """Held-out pairs per set."""
 
@@ -153,7 +155,6 @@ def measure_run(directory: Path, sentences: int) -> dict[str, Any]:
         ``curve`` [[step, {validation set: loss}], ...].
     """
     from data_pipeline.sentence_source import SentenceSource
-
     from eval.encoded_pairs import VisualModel
     from eval.run_record import read_run
     from eval.sentence_losses import sentence_losses, summarise
@@ -198,19 +199,23 @@ def measure_runs(grid: Delvm) -> dict[str, dict[str, Any]]:
     return found
 
 
-def prompt_models(grid: Delvm, define: list[str]) -> dict[str, Any] | None:
-    """`eval vision` on the trained models, kept in OUTPUT/vision/vision.json."""
+def prompt_models(grid: Delvm) -> dict[str, Any] | None:
+    """`eval vision` on the models trained so far, kept in OUTPUT/vision/vision.json until there are others."""
     from eval.vision import run as run_vision
 
     if (prompted := grid.prompting) is None:
         return None
     path = Path(grid.output) / "vision" / "vision.json"
-    if not path.is_file():
-        cells = [make_cell(grid, variant, seed) for variant in prompted.variants for seed in grid.seeds]
-        models = [f"{cell.variant}/seed{cell.seed}={cell.directory}" for cell in cells if is_trained(cell)]
-        options = VisionOptions(models, prompted.sets, str(path.parent), define, queries=prompted.queries, control=True)
-        run_vision(options)
-    return json.loads(path.read_text())
+    cells = [make_cell(grid, variant, seed) for variant in prompted.variants for seed in grid.seeds]
+    models = {f"{cell.variant}/seed{cell.seed}": str(cell.directory) for cell in cells if is_trained(cell)}
+    if path.is_file() and list((found := json.loads(path.read_text()))["models"]) == list(models):
+        return found
+    if not models:
+        return None
+    named = [f"{name}={directory}" for name, directory in models.items()]
+    limits = {"queries": prompted.queries, "batch_size": 64}
+    define = [f"{name}={value}" for name, value in prompted.define.items()]
+    return run_vision(VisionOptions(named, prompted.sets, str(path.parent), define, control=True, **limits))
 
 
 def run(options: DelvmOptions) -> None:
@@ -225,7 +230,5 @@ def run(options: DelvmOptions) -> None:
     if options.stage in ("all", "evaluate"):
         measure_all(grid, lambda cell: measure_run(cell.directory, grid.sentences))
     if options.stage in ("all", "evaluate", "report"):
-        report = write_delvm_report(
-            grid, results(grid), measure_runs(grid), prompt_models(grid, options.define), options
-        )
+        report = write_delvm_report(grid, results(grid), measure_runs(grid), prompt_models(grid), options)
         print(f"written: {report}")

@@ -52,6 +52,10 @@ def prompting_section(grid: Delvm, vision: Mapping[str, Any], pictures: Path, fo
         "",
         *[f"- {line}" for line in answer_verdicts(main, sets)],
         "",
+        "### What the visual tokenizer keeps",
+        "",
+        *tokenizer_table(sets),
+        "",
         "### Losses on sentences of the same images",
         "",
         *loss_table(grid, models, sets),
@@ -116,6 +120,16 @@ def answer_verdicts(main: BY_SEED, sets: Mapping[str, Any]) -> list[str]:
                 f"{factor * difference.standard_error:.{digits}f} from {few} to {most}."
             )
     return lines
+
+
+def tokenizer_table(sets: Mapping[str, Any]) -> list[str]:
+    """Round trips of the held-out images: no answer can be nearer to the truth than this."""
+    rows = []
+    for name, entry in sets.items():
+        for side, kept in entry["tokenizer"].items():
+            numbers = [f"{kept['psnr']:.2f}", f"{kept['ssim']:.3f}", f"{100 * kept['codes_used']:.0f}"]
+            rows.append([f"{name}, {side}", *numbers, f"{kept['perplexity']:.0f}"])
+    return markdown_table(["images", "PSNR, dB", "SSIM", "codes used, %", "perplexity of the codes"], rows)
 
 
 def loss_table(grid: Delvm, models: Mapping[str, BY_SEED], sets: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from eval.delvm_report import balance_verdicts, best, gap, has_effect, judged, s
 from eval.grid import cells, planned_steps
 from eval.grid_preparation import read_prepared_grid
 from eval.grid_report import paired_difference
-from tests.eval.test_vision import photographs, write_photographs
+from tests.eval.test_vision import write_photographs
 from tokenizer.visual.patches import PatchTokenizer
 
 SIZE, PATCH, CODES = 16, 8, 12
@@ -73,7 +73,7 @@ def experiment(tmp_path_factory) -> Path:
     LlamaForCausalLM(config).save_pretrained(root / "model")
     patches = np.random.default_rng(9).integers(0, 256, (CODES, 3 * PATCH * PATCH), dtype=np.uint8)
     PatchTokenizer(patches, SIZE).save(root / "model" / "tokenizer")
-    write_photographs(root / "valid.parquet", photographs(5, 0))
+    write_photographs(root / "valid.parquet", 5, 0)
     sets = {name: {"input": ["{data}/valid.parquet"], "pairs": {"task": task}} for name, task in TASKS.items()}
     (root / "sets.yaml").write_text(yaml.safe_dump({"definitions": {"data": None}, **sets}))
     (root / "stub.py").write_text(STUB.format(root=str(root)))
@@ -102,7 +102,12 @@ def experiment(tmp_path_factory) -> Path:
         "balance": {n: n for n in ("mixture", "aug_natural", "resampling", "augment")},
         "distilled": {"plain": "augment", "longer": "longer", "students": ["kd"], "teacher": "{work}/teacher"},
         "dose": {"task": "edge", "base": "mixture", "copies": {"x5": 5}, "images": {"longer": 40}},
-        "prompted": {"sets": str(root / "sets.yaml"), "variants": ["augment", "mixture"], "main": "augment"},
+        "prompted": {
+            "sets": str(root / "sets.yaml"),
+            "define": {"data": "{data}"},
+            "variants": ["augment", "mixture"],
+            "main": "augment",
+        },
         "runs": {"teacher": "{work}/teacher"},
     }
     path = root / "experiment.yaml"

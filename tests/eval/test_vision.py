@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from data_pipeline.visual_tasks import CAMVID_PALETTE
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from tokenizer.visual.patches import fit_patches
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from data_pipeline.visual_tasks import CAMVID_PALETTE
 from eval.__main__ import main
 from eval.encoded_pairs import VisualModel, draw_sentences, encode_set
 from eval.prompt_control import TaskClassifier
@@ -27,6 +23,9 @@ from eval.sentence_losses import SentenceLosses, sentence_losses, summarise, uni
 from eval.vision_metrics import VOID, edge_f1, mean_answer, mean_iou, mean_psnr, mean_ssim, measure, nearest_class
 from eval.vision_sets import VisionError, parse_sets
 from eval.visual_prompting import choose_examples, examples_of, generate_images, make_prompts, prompts_of
+from tests.data_pipeline.visual_cases import encoded as encode_image
+from tests.data_pipeline.visual_cases import write_table
+from tokenizer.visual.patches import fit_patches
 
 SIZE, PATCH, CODES = 16, 4, 24
 TOKENS = (SIZE // PATCH) ** 2
@@ -39,14 +38,8 @@ def photographs(count: int, seed: int) -> list[np.ndarray]:
     return [np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BICUBIC)) for image in coarse]
 
 
-def write_photographs(path: Path, images: list[np.ndarray]) -> Path:
-    rows = []
-    for image in images:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        rows.append(buffer.getvalue())
-    pq.write_table(pa.table({"image": rows}), path)
-    return path
+def write_photographs(path: Path, count: int, seed: int) -> Path:
+    return write_table(path, image=[encode_image(image) for image in photographs(count, seed)])
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +47,8 @@ def folder(tmp_path_factory) -> Path:
     """A tiny random model with its tokenizer, photographs, and sets of two tasks on them."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("vision")
-    write_photographs(folder / "valid.parquet", photographs(9, 0))
-    write_photographs(folder / "train.parquet", photographs(7, 1))
+    write_photographs(folder / "valid.parquet", 9, 0)
+    write_photographs(folder / "train.parquet", 7, 1)
     tokenizer = fit_patches(
         (np.asarray(Image.fromarray(image).resize((SIZE, SIZE))) for image in photographs(40, 2)),
         SIZE, CODES, PATCH, progress=False,
