@@ -16,6 +16,7 @@ from eval.delvm import Delvm
 from eval.delvm_plots import save_balance_plot, save_curves_plot, save_dose_plot
 from eval.delvm_prompting import prompting_section
 from eval.grid import GridError
+from eval.grid import cells as cells_of
 from eval.grid_report import Measured, PairedDifference, markdown_table, paired_difference, spread
 
 LARGE_GAP = 0.3
@@ -53,7 +54,7 @@ def write_delvm_report(
         "",
         f"Made by `python -m eval delvm --config {options.config}`"
         f"{' --define data=DIR' if 'data' in grid.definitions else ''}; {done} of "
-        f"{len(grid.variants) * len(grid.seeds)} cells. Do not edit: the command writes this file.",
+        f"{len(cells_of(grid))} cells. Do not edit: the command writes this file.",
         "",
         *([grid.notes.strip(), ""] if grid.notes else []),
         "Losses are cross-entropies in nats per code, token means over held-out sentences of four pairs, mean ± "

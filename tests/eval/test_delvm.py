@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from eval.delvm_report import balance_verdicts, best, gap, has_effect, judged, s
 from eval.grid import cells, planned_steps
 from eval.grid_preparation import read_prepared_grid
 from eval.grid_report import paired_difference
+from pretrain.command_line import parse
 from tests.eval.test_vision import write_photographs
 from tokenizer.visual.patches import PatchTokenizer
 
@@ -191,8 +193,9 @@ def test_verdicts_count_seeds(experiment):
     assert "in 0 of 2 seeds; it is 0.100 nats, below 0.3: the scarce set was hardly over-fitted" in text
 
 
-def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares():
+def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares(monkeypatch):
     root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
     grid = read_prepared_grid(root / "configs/delvm/experiment_cpu.yaml", {"data": "DATA"}, Delvm)
     made = {step.output for step in grid.steps_before()}
     for cell in cells(grid):
@@ -202,6 +205,13 @@ def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares():
         assert len(task["train"]) == len(task["weights"])
         assert {*task["train"], *task["valid"].values()} <= made, cell.variant
         assert task.get("teacher", next(iter(made))) in made
+    commands = [shlex.split(step.command) for step in grid.steps_before()]
+    trained = [words[2:] for words in commands if words[1] == "pretrain/train.py"]
+    trained += [list(cell.arguments) for cell in cells(grid) if cell.seed == grid.seeds[0]]
+    tasks = {config.output: config.task for config, _ in map(parse, trained)}
+    assert tasks[grid.distillation.teacher].model_config.hidden_size == 160
+    kd_only = tasks[f"{grid.output}/kd_only/seed1"]
+    assert (kd_only.distillation.weight_gt, kd_only.distillation.weight_kd) == (0, 1)
     arms = [cell for cell in cells(grid) if cell.variant in grid.balanced.arms()]
     assert {planned_steps(cell) for cell in arms} == {300}
     # Equal compute (spec 9.5): a step with a teacher costs (3 N_S + N_T) / (3 N_S) plain ones.
