@@ -11,6 +11,7 @@ Shapes: N images of H x W pixels, uint8 RGB; C classes.
 from __future__ import annotations
 
 import numpy as np
+
 from data_pipeline.visual_tasks import CAMVID_CLASSES, CAMVID_PALETTE
 from tokenizer.visual.reconstruction import PERFECT_DB
 
