@@ -1,5 +1,6 @@
-"""`python -m data_pipeline prepare | remap | replay | sample | pairs | synth-words`: text or images to shards, shards
-to a smaller tokenizer, the documents of a step, a first corpus, a look at image pairs, word images."""
+"""`python -m data_pipeline prepare | remap | replay | sample | pairs | pair-images | synth-words`: text or images to
+shards, shards to a smaller tokenizer, the documents of a step, a first corpus, image pairs to look at or to fit a
+tokenizer on, word images."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -50,6 +51,13 @@ def pairs_command(config: Any) -> None:
     print(draw_sheet(config))
 
 
+def pair_images_command(config: Any) -> None:
+    """Write the images of records, and say how many."""
+    from data_pipeline.pair_images import write_pair_images
+
+    print(f"{config.output}: {write_pair_images(config):,} images")
+
+
 def synth_words_command(config: Any) -> None:
     """Draw word images, and say what they show."""
     from data_pipeline.synth_words import synthesise
@@ -59,6 +67,7 @@ def synth_words_command(config: Any) -> None:
 
 def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Config class, function and summary of each command. Worker processes import this module, so imports are here."""
+    from data_pipeline.pair_images import PairImagesConfig
     from data_pipeline.pairs_sheet import PairsSheetConfig
     from data_pipeline.prepare_config import PrepareConfig
     from data_pipeline.remap import RemapConfig
@@ -76,6 +85,7 @@ def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
         "replay": (ReplayConfig, replay_command, "Print the exact documents of one step of a run."),
         "sample": (SampleConfig, sample_command, "Write a small corpus, split into train and validation."),
         "pairs": (PairsSheetConfig, pairs_command, "Draw image pairs on a sheet, to look at before they are encoded."),
+        "pair-images": (PairImagesConfig, pair_images_command, "Write the images of image pairs, for a tokenizer."),
         "synth-words": (SynthCommand, synth_words_command, "Draw word images into an LMDB, for text recognition."),
     }
 

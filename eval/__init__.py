@@ -8,6 +8,8 @@ hooks.py                        lm-eval during training
 collapse.py                     diversity, effective dimension and isotropy per layer
 forgetting.py                   loss on each part of a run's data, when it was trained and at the end
 ocr.py, recognisers.py          word accuracy of text recognisers, ours and others; ocr_sheet.py draws the errors
+vision.py                       visual models: losses per task, prompting with example pairs, baselines, pictures
+delvm.py, delvm_report.py       DeLVM's claims: balance, distillation, prompting
 grid.py, grid_report.py         runs of variants and seeds, each done once; statistics and tables of all grids
 grid_preparation.py             definitions in a grid's YAML, and commands that run before its training
 grid_measures.py                what is measured on a run of any task, and what by its kind

@@ -262,12 +262,17 @@ def results(grid: Grid) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def training_facts(cell: Cell) -> dict[str, Any]:
-    """What every kind of grid wants to know of a trained cell: its last validation, tokens, seconds, throughput."""
+    """What every kind of grid wants to know of a trained cell."""
+    return run_facts(cell.directory)
+
+
+def run_facts(directory: Path) -> dict[str, Any]:
+    """A run's last validation, tokens, seconds, throughput."""
     from statistics import median
 
     from eval.run_record import finite, read_run
 
-    record = read_run(cell.directory)
+    record = read_run(directory)
     last = record.rows["valid"][-1]
     return {
         "valid": {name: float(value) for name, value in last.items() if name == "loss" or "/" in name},

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.commands import PreparedGridOptions
+from eval.commands import PreparedGridOptions, read_definitions
 from eval.grid import Grid, GridError, build_grid, read_mapping
 
 
@@ -51,8 +51,7 @@ PreparedType = TypeVar("PreparedType", bound=PreparedGrid)
 
 def read_options(options: PreparedGridOptions, kind: type[PreparedType]) -> PreparedType:
     """The grid that a command line names. Raises `GridError`."""
-    pairs = [entry.partition("=") for entry in options.define]
-    return read_prepared_grid(Path(options.config), {name: value for name, _, value in pairs}, kind)
+    return read_prepared_grid(Path(options.config), read_definitions(options.define), kind)
 
 
 def read_prepared_grid(path: Path, given: Mapping[str, str], kind: type[PreparedType]) -> PreparedType:
@@ -66,6 +65,11 @@ def read_prepared_grid(path: Path, given: Mapping[str, str], kind: type[Prepared
     Raises:
         GridError: naming the file and the field or the definition at fault.
     """
+    return build_grid(read_defined(path, given), path, kind)
+
+
+def read_defined(path: Path, given: Mapping[str, str]) -> dict[str, Any]:
+    """A YAML's mapping with its `definitions` put in; arguments and errors as for `read_prepared_grid`."""
     content = read_mapping(path)
     defaults = content.get("definitions") or {}
     if unknown := sorted(set(given) - set(defaults)):
@@ -76,7 +80,7 @@ def read_prepared_grid(path: Path, given: Mapping[str, str], kind: type[Prepared
     located: dict[str, str] = {}
     for name, value in values.items():  # a definition may use those above it
         located[name] = _located(name, _filled(str(value), located))
-    return build_grid(_filled(content, located), path, kind)
+    return _filled(content, located)
 
 
 def _located(name: str, value: str) -> str:
