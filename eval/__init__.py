@@ -7,9 +7,10 @@ held_out.py                     lm-eval tasks made from held-out text
 hooks.py                        lm-eval during training
 collapse.py                     diversity, effective dimension and isotropy per layer
 forgetting.py                   loss on each part of a run's data, when it was trained and at the end
-ocr.py, recognisers.py          word accuracy of text recognisers, ours and others; ocr_sheet.py draws the errors
+ocr.py, recognisers.py          word accuracy of text recognisers, ours and others; ocr_sheet.py draws words
 ablation.py, ablation_report.py a grid of variants and seeds, its tables and plots
-report.py, templates/, plots.py one self-contained report.html per run
+report.py, templates/, plots.py one self-contained report.html per run; run_record.py reads what the run left,
+                                report_tables.py, pictures.py, suggestions.py: its parts
 """
 
 import importlib
