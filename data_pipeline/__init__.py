@@ -13,6 +13,8 @@
     word_source.py   word images as samples: word_stores.py reads LMDB, Parquet and folders, labels.py and images.py
                      refuse by name what is broken, word_augment.py changes copies
     synth_words.py   words drawn from lists: word_lists.py, word_fonts.py, word_photographs.py, render_words.py
+    sample_words.py, sample_images.py   words and photographs (photographs_builtin.py) for a first run, split for good
+                     by keyed_split.py, as sample.py splits text
 
 The front door is `python -m data_pipeline`. A public name loads its module when first used: importing the room is
 cheap.
