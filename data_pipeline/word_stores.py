@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Protocol
 
 import lmdb
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import SourceError
+from data_pipeline.image_stores import ParquetImages
 
 LABEL_FILES = ("labels.txt", "gt.txt", "labels.tsv", "labels.csv")
 
@@ -147,42 +146,20 @@ def open_environment(path: Path, process: int) -> lmdb.Environment:
         raise SourceError(f"{path}: not an LMDB that can be read ({error})") from None
 
 
-class ParquetWords:
+class ParquetWords(ParquetImages):
     """A Parquet file, its columns in memory."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            file = pq.ParquetFile(path)
-            names = file.schema_arrow.names
-            text = next((name for name in ("text", "label") if name in names), None)
-            if "image" not in names or text is None:
-                raise SourceError(f"{path}: needs columns 'image' and 'text' (or 'label'), has {', '.join(names)}")
-            table = file.read([text, "image"])
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path}: not a Parquet file that can be read ({error})") from None
-        labels = table.column(text).to_pylist()
+        super().__init__(path)
+        names = pq.read_schema(path).names
+        text = next((name for name in ("text", "label") if name in names), None)
+        if text is None:
+            raise SourceError(f"{path}: needs columns 'image' and 'text' (or 'label'), has {', '.join(names)}")
+        labels = pq.read_table(path, columns=[text]).column(text).to_pylist()
         missing = next((row for row, label in enumerate(labels) if not isinstance(label, str)), None)
         if missing is not None:
             raise SourceError(f"{path}: row {missing}: '{text}' is {labels[missing]!r}, not a text")
         self.labels: Sequence[str] = labels
-        self._images = table.column("image").combine_chunks()
-        if pa.types.is_struct(self._images.type):
-            self._images = self._images.field("bytes")
-        if not (pa.types.is_binary(self._images.type) or pa.types.is_large_binary(self._images.type)):
-            raise SourceError(f"{path}: column 'image' holds {self._images.type}, not bytes")
-
-    def name(self, index: int) -> str:
-        return f"{self.path}: row {index}"
-
-    def image(self, index: int) -> bytes:
-        content = self._images[index].as_py()
-        if not isinstance(content, bytes):
-            raise SourceError(f"{self.name(index)}: 'image' is {type(content).__name__}, not bytes")
-        return content
-
-    def image_sizes(self) -> Iterator[int]:
-        return (size or 0 for size in pc.binary_length(self._images).to_pylist())
 
 
 class FolderWords:

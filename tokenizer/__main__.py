@@ -1,8 +1,11 @@
-"""`python -m tokenizer train | compress | inspect`: make a tokenizer, make it smaller, see what it is made of."""
+"""`python -m tokenizer train | compress | inspect`: make a tokenizer, make it smaller, see what it is made of.
+
+`python -m tokenizer visual train | encode | decode | inspect` does the like for images.
+"""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from jsonargparse import ArgumentParser
 
@@ -11,12 +14,19 @@ from tokenizer.compress import compress
 from tokenizer.compress_config import CompressConfig
 from tokenizer.inspection import InspectConfig, inspect_tokenizer
 from tokenizer.train import TrainConfig, train_tokenizer
+from tokenizer.visual import commands as visual
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], Any], str]] = {
+Command: TypeAlias = tuple[type, Callable[[Any], Any], str]
+COMMANDS: dict[str, Command] = {
     "train": (TrainConfig, train_tokenizer, "Train a SentencePiece tokenizer on a sample of a corpus."),
     "compress": (CompressConfig, compress, "Cut a smaller tokenizer out of a larger one, by what a corpus uses."),
     "inspect": (InspectConfig, inspect_tokenizer, "Vocabulary, fit to each language, coverage, and cost in a model."),
 }
+
+GROUPS: dict[str, tuple[Mapping[str, Command], str]] = {
+    "visual": (visual.COMMANDS, "Train, use and inspect tokenizers of images."),
+}
+"""Commands that have commands of their own."""
 
 OTHER_SPELLINGS = {
     "--vocab-size": ["--vocab_size"],
@@ -28,13 +38,22 @@ OTHER_SPELLINGS = {
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands; every option is a field of the command's config."""
-    parser = ArgumentParser(prog="python -m tokenizer", description="Train, compress and inspect text tokenizers.")
+    parser = ArgumentParser(prog="python -m tokenizer", description="Train, compress and inspect tokenizers.")
+    subcommands = _add_commands(parser, COMMANDS)
+    for name, (commands, summary) in GROUPS.items():
+        group = ArgumentParser(description=summary)
+        subcommands.add_subcommand(name, group, help=summary)
+        _add_commands(group, commands)
+    return parser
+
+
+def _add_commands(parser: ArgumentParser, commands: Mapping[str, Command]) -> Any:
     subcommands = parser.add_subcommands(required=True, dest="command")
-    for name, (config_class, _, summary) in COMMANDS.items():
+    for name, (config_class, _, summary) in commands.items():
         subparser = ArgumentParser(description=summary)
         add_config_arguments(subparser, config_class)
         subcommands.add_subcommand(name, subparser, help=summary)
-    return parser
+    return subcommands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,15 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given = sys.argv[1:] if arguments is None else arguments
     parsed = parser.parse_args([word for argument in given for word in OTHER_SPELLINGS.get(argument, [argument])])
-    config_class, command, _ = COMMANDS[parsed.command]
-    config = make_config(parser, config_class, parsed[parsed.command].as_dict())
+    words, commands = [parsed.command], COMMANDS
+    options = parsed[parsed.command]
+    if parsed.command in GROUPS:
+        commands = GROUPS[parsed.command][0]
+        words.append(options.command)
+        options = options[options.command]
+    config_class, command, _ = commands[words[-1]]
+    config = make_config(parser, config_class, options.as_dict())
+    name = f"tokenizer {' '.join(words)}"
     try:
         print(command(config).to_text())
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"tokenizer {parsed.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return end_interrupted(f"tokenizer {parsed.command}")
+        return end_interrupted(name)
     return 0
 
 

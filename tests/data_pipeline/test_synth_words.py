@@ -97,7 +97,7 @@ def test_the_command_writes_the_same_bytes_with_any_workers(words, tmp_path, cap
         (["--words", "no.txt"], "no.txt: no such word list"),
         (["--charset", "37"], "charset '37'"),
         (["--fonts", "empty"], "no fonts found in empty"),
-        (["--photographs", "no.jpg"], "no.jpg: no such photographs"),
+        (["--photographs", "no.jpg"], "no.jpg: no such file or folder of images"),
         (["--shortest", "20"], "no word that a font here can draw"),
     ],
 )
