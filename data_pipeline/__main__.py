@@ -1,5 +1,6 @@
-"""`python -m data_pipeline prepare | remap | replay | sample | sample-words | sample-images | synth-words`: text to
-shards, shards to a smaller tokenizer, the documents of a step, a first corpus, words and photographs, word images."""
+"""`python -m data_pipeline prepare | remap | replay | sample | sample-words | sample-images | synth-words | ...`:
+text to shards, shards to a smaller tokenizer, the documents of a step, a first corpus, words and photographs, word
+images, the pairs of visual tasks."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -64,8 +65,16 @@ def synth_words_command(config: Any) -> None:
     print(synthesise(config))
 
 
+def draw_pairs_command(config: Any) -> None:
+    """Write the records of a visual task as pictures, and say how many."""
+    from data_pipeline.draw_pairs import draw_pairs
+
+    print(draw_pairs(config))
+
+
 def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Config class, function and summary of each command. Worker processes import this module, so imports are here."""
+    from data_pipeline.draw_pairs import DrawPairsConfig
     from data_pipeline.prepare_config import PrepareConfig
     from data_pipeline.remap import RemapConfig
     from data_pipeline.replay import ReplayConfig
@@ -89,6 +98,7 @@ def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
             sample_images_command,
             "Write crops of photographs, split by photograph.",
         ),
+        "draw-pairs": (DrawPairsConfig, draw_pairs_command, "Write the pairs of a visual task as pictures."),
         "synth-words": (SynthCommand, synth_words_command, "Draw word images into an LMDB, for text recognition."),
     }
 

@@ -1,7 +1,10 @@
 """Tables of the report: every RUN/eval/NAME.json that holds `results`, in the shape that reads best.
 
-{task: {metric: value, metric_stderr: value}}            a line per task and metric (lm-eval, visual prompting)
-{recogniser: {benchmark: {accuracy: ..., images: ...}}}  a line per benchmark, a column per recogniser (eval ocr)
+    {task: {metric: value, metric_stderr: value}}            a line per task and metric (lm-eval)
+    {task: {metric: value, metric@PLACE: value}}             the same, with a column per place (visual prompting)
+    {recogniser: {benchmark: {accuracy: ..., images: ...}}}  a line per benchmark, a column per recogniser (eval ocr)
+
+Any evaluation that writes one of these shapes is in the report.
 """
 
 from __future__ import annotations
@@ -38,17 +41,17 @@ def evaluation_tables(record: RunRecord) -> list[Table]:
 
 
 def _metrics(name: str, content: dict[str, Any]) -> Table:
-    """Lines of (task, metric, value, standard error); the last column only where there is one."""
-    rows = [
-        [task, metric, value, metrics.get(f"{metric}_stderr")]
-        for task, metrics in content["results"].items()
-        for metric, value in metrics.items()
-        if not metric.endswith("_stderr")
-    ]
-    columns = ["task", "metric", "value", "± standard error"]
-    if all(row[3] is None for row in rows):
-        columns, rows = columns[:3], [row[:3] for row in rows]
-    return Table(name, columns, rows, content.get("limit"))
+    """Lines of (task, metric, value, further columns): the standard error, and every place that is named after an @."""
+    lines: dict[tuple[str, str], dict[str, Cell]] = {}
+    for task, metrics in content["results"].items():
+        for name_and_place, value in metrics.items():
+            metric, _, place = name_and_place.partition("@")
+            if metric.endswith("_stderr"):
+                metric, place = metric.removesuffix("_stderr"), "± standard error"
+            lines.setdefault((task, metric), {})[place or "value"] = value
+    places = list(dict.fromkeys(place for cells in lines.values() for place in cells))
+    rows = [[task, metric, *map(cells.get, places)] for (task, metric), cells in lines.items()]
+    return Table(name, ["task", "metric", *places], rows, content.get("limit"))
 
 
 def _recognisers(name: str, content: dict[str, Any]) -> Table:

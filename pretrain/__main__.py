@@ -1,4 +1,4 @@
-"""The room's front door: `python -m pretrain quickstart | ocr`. Training itself is `deepspeed pretrain/train.py`."""
+"""The room's front door: `python -m pretrain quickstart | ocr | vision`. Training is `deepspeed pretrain/train.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from pretrain import quickstart, quickstart_ocr
+from pretrain import quickstart, quickstart_ocr, quickstart_vision
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import StepFailed
 from pretrain.walkthrough import Walkthrough
@@ -39,6 +39,12 @@ COMMANDS = {
         quickstart_ocr.quickstart_ocr,
         quickstart_ocr.next_steps,
         "From a list of words to a text recogniser on two CPU ranks.",
+    ),
+    "vision": Command(
+        quickstart_vision.VisionQuickstartConfig,
+        quickstart_vision.quickstart_vision,
+        quickstart_vision.next_steps,
+        "From photographs to a model that learns visual tasks from examples, on two CPU ranks.",
     ),
 }
 

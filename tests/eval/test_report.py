@@ -239,13 +239,18 @@ def test_word_accuracies_stand_side_by_side(tmp_path):
     ]
 
 
-def test_scores_without_an_error_have_no_column_for_it(tmp_path):
+def test_places_stand_side_by_side_and_an_error_only_where_there_is_one(tmp_path):
     run = write_recogniser_run(tmp_path / "run")
     (run / "eval" / "ocr.json").unlink()
-    (run / "eval" / "vision.json").write_text(json.dumps({"results": {"edges": {"psnr": 17.25, "ssim": 0.5}}}))
+    scores = {"loss": 2.5, "psnr@0": 15.0, "psnr@3": 17.25, "psnr@copy": 9.5, "ssim@3": 0.5}
+    (run / "eval" / "vision.json").write_text(json.dumps({"results": {"edges": scores}}))
     (table,) = evaluation_tables(read_run(run))
-    assert (table.name, table.columns) == ("vision", ["task", "metric", "value"])
-    assert table.rows == [["edges", "psnr", 17.25], ["edges", "ssim", 0.5]]
+    assert (table.name, table.columns) == ("vision", ["task", "metric", "value", "0", "3", "copy"])
+    assert table.rows == [
+        ["edges", "loss", 2.5, None, None, None],
+        ["edges", "psnr", None, 15.0, 17.25, 9.5],
+        ["edges", "ssim", None, None, 0.5, None],
+    ]
 
 
 def test_pictures_are_embedded_with_what_they_show(tmp_path):
