@@ -1,17 +1,22 @@
 """Raw data -> deterministic, resumable batches.
 
-    sample.py        a first corpus (corpus_builtin.py)     token_source.py  shards -> packed sequences
-    preparation.py   raw text -> shards: parts.py cuts      source.py        the Source protocol
-                     the input, read_part.py and            mixture.py       several sources as one
-                     write_shard.py are the steps,          order.py         (seed, round, step) -> sample numbers
-                     executors.py runs them                 permutation.py   a keyed permutation, per element
-    meta.py          meta.json of a shard directory         loader.py        order -> this rank's micro-batches
-    identity.py      which data a run was trained on        round_order.py   the same over several rounds
+    sample.py        a first corpus (corpus_builtin.py)     token_shards.py  shards as one mapped stream
+    preparation.py   raw data -> shards: parts.py cuts      token_source.py  shards -> packed sequences
+                     the input, read_part.py and            sentence_source.py  shards of images -> visual sentences
+                     write_shard.py are the steps,          source.py        the Source protocol
+                     executors.py runs them; recipe.py      mixture.py       several sources as one
+                     tells text from images                 order.py         (seed, round, step) -> sample numbers
+    meta.py          meta.json of a shard directory         permutation.py   a keyed permutation, per element
+    identity.py      which data a run was trained on        loader.py        order -> this rank's micro-batches
+                                                            round_order.py   the same over several rounds
                                                             replay.py        the documents of one step
     remap.py         shards -> shards of a compressed tokenizer; remap_ids.py says why that is exact
 
     word_source.py   word images as samples: word_stores.py reads LMDB, Parquet and folders, labels.py and images.py
                      refuse by name what is broken, word_augment.py changes copies
+    visual_pairs.py  raw images as the records of a task: image_tables.py reads them, visual_views.py cuts one window
+                     from input and target, visual_tasks.py draws targets, visual_corruption.py adds noise and rain;
+                     pairs_sheet.py shows them
     synth_words.py   words drawn from lists: word_lists.py, word_fonts.py, word_photographs.py, render_words.py
     sample_words.py, sample_images.py   words and photographs (photographs_builtin.py) for a first run, split for good
                      by keyed_split.py, as sample.py splits text
@@ -34,8 +39,10 @@ if TYPE_CHECKING:
     from data_pipeline.prepare_config import PrepareConfig
     from data_pipeline.remap import RemapConfig, remap
     from data_pipeline.round_order import RoundsOrder, Selection, first_visits, selection_path
+    from data_pipeline.sentence_source import SentenceSource
     from data_pipeline.source import DocumentSpan, Sample, Source
     from data_pipeline.token_source import TokenSource
+    from data_pipeline.visual_pairs import PairsConfig, PairSet
 
 __all__ = [
     "Batch",
@@ -45,11 +52,14 @@ __all__ = [
     "Meta",
     "Mixture",
     "Order",
+    "PairSet",
+    "PairsConfig",
     "PrepareConfig",
     "RemapConfig",
     "RoundsOrder",
     "Sample",
     "Selection",
+    "SentenceSource",
     "Source",
     "TokenSource",
     "collate_tokens",
@@ -73,11 +83,14 @@ def __getattr__(name: str) -> Any:
         "Meta": "meta",
         "Mixture": "mixture",
         "Order": "order",
+        "PairSet": "visual_pairs",
+        "PairsConfig": "visual_pairs",
         "PrepareConfig": "prepare_config",
         "RemapConfig": "remap",
         "RoundsOrder": "round_order",
         "Sample": "source",
         "Selection": "round_order",
+        "SentenceSource": "sentence_source",
         "Source": "source",
         "TokenSource": "token_source",
         "collate_tokens": "loader",

@@ -1,6 +1,6 @@
-"""`python -m data_pipeline prepare | remap | replay | sample | sample-words | sample-images | synth-words | ...`:
-text to shards, shards to a smaller tokenizer, the documents of a step, a first corpus, words and photographs, word
-images, the pairs of visual tasks."""
+"""`python -m data_pipeline prepare | remap | replay | sample | sample-words | sample-images | pairs | synth-words`:
+text or images to shards, shards to a smaller tokenizer, the documents of a step, a first corpus, words and photographs,
+image pairs as pictures, word images."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -58,6 +58,13 @@ def sample_images_command(config: Any) -> None:
     print(sample_images(config))
 
 
+def pairs_command(config: Any) -> None:
+    """Draw records of images, and say what they are."""
+    from data_pipeline.pairs_sheet import draw_files, draw_sheet
+
+    print((draw_sheet if config.is_sheet else draw_files)(config))
+
+
 def synth_words_command(config: Any) -> None:
     """Draw word images, and say what they show."""
     from data_pipeline.synth_words import synthesise
@@ -65,16 +72,9 @@ def synth_words_command(config: Any) -> None:
     print(synthesise(config))
 
 
-def draw_pairs_command(config: Any) -> None:
-    """Write the records of a visual task as pictures, and say how many."""
-    from data_pipeline.draw_pairs import draw_pairs
-
-    print(draw_pairs(config))
-
-
 def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Config class, function and summary of each command. Worker processes import this module, so imports are here."""
-    from data_pipeline.draw_pairs import DrawPairsConfig
+    from data_pipeline.pairs_sheet import PairsSheetConfig
     from data_pipeline.prepare_config import PrepareConfig
     from data_pipeline.remap import RemapConfig
     from data_pipeline.replay import ReplayConfig
@@ -84,7 +84,11 @@ def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     from data_pipeline.synth_words import SynthCommand
 
     return {
-        "prepare": (PrepareConfig, prepare_command, "Turn raw text into token shards; continues if interrupted."),
+        "prepare": (
+            PrepareConfig,
+            prepare_command,
+            "Turn raw text or images into token shards; continues if interrupted.",
+        ),
         "remap": (RemapConfig, remap_command, "Turn shards into shards of a compressed tokenizer, without the text."),
         "replay": (ReplayConfig, replay_command, "Print the exact documents of one step of a run."),
         "sample": (SampleConfig, sample_command, "Write a small corpus, split into train and validation."),
@@ -98,14 +102,18 @@ def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
             sample_images_command,
             "Write crops of photographs, split by photograph.",
         ),
-        "draw-pairs": (DrawPairsConfig, draw_pairs_command, "Write the pairs of a visual task as pictures."),
+        "pairs": (
+            PairsSheetConfig,
+            pairs_command,
+            "Draw image pairs on a sheet or into files, before they are encoded.",
+        ),
         "synth-words": (SynthCommand, synth_words_command, "Draw word images into an LMDB, for text recognition."),
     }
 
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands; every option is a field of the command's config."""
-    parser = ArgumentParser(prog="python -m data_pipeline", description="From raw text to deterministic batches.")
+    parser = ArgumentParser(prog="python -m data_pipeline", description="From raw data to deterministic batches.")
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, (config_class, _, summary) in commands().items():
         subparser = ArgumentParser(description=summary)

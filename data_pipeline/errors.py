@@ -34,3 +34,15 @@ class LabelError(DataError):
 
 class ImageError(DataError):
     """An image that cannot be read: truncated, not an image, too large, or of a kind that is not accepted."""
+
+
+class PairsError(DataError):
+    """A description of image pairs that cannot be met: no such column or rows, nothing to read."""
+
+
+class PairError(DataError):
+    """One row from which no record can be made: its images differ in size, or a label is out of range."""
+
+
+class NoMasksError(PairError):
+    """A row whose list of masks is empty, so that there is nothing to draw."""

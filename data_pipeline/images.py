@@ -1,4 +1,4 @@
-"""Image bytes from anywhere to RGB pixels; what is broken, disguised or too large is refused by name."""
+"""Image bytes from anywhere to RGB pixels or class numbers; what is broken, disguised or too large is refused."""
 
 from __future__ import annotations
 
@@ -22,6 +22,24 @@ def decode_image(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Im
     Raises:
         ImageError: naming `where`.
     """
+    return _to_rgb(_open(content, where, max_pixels))
+
+
+def decode_class_indices(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """A picture of class numbers: grey levels of 1, 8 or 16 bits, or the indices of a palette, as int64 [H, W].
+
+    Raises:
+        ImageError: naming `where`; also for colours, from which no number can be told.
+    """
+    image = _open(content, where, max_pixels)
+    if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+        raise ImageError(
+            f"{where}: expected one class number per pixel (grey levels or a palette), found mode {image.mode}"
+        )
+    return np.asarray(image).astype(np.int64)
+
+
+def _open(content: bytes, where: str, max_pixels: int) -> Image.Image:
     if not content:
         raise ImageError(f"{where}: the image holds no bytes")
     try:
@@ -40,7 +58,7 @@ def decode_image(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Im
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{where}: damaged image ({error})") from None
-    return _to_rgb(image)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,6 +7,9 @@
       tokenizer/       a copy of the tokenizer that made the ids
       meta.json        this file; written last, so a directory without one is unfinished
 
+Shards of images are the same: a document is then a record of one or several images, the ids of each in raster order,
+without bos and eos.
+
 `.ds` and `.ds.index` are datatrove's formats; its own readers open them too.
 """
 
@@ -38,7 +41,7 @@ class ShardMeta:
     documents: int
     """Number of documents."""
     bytes: int
-    """UTF-8 bytes of the documents' text."""
+    """UTF-8 bytes of the documents' text; of images, the bytes of their RGB pixels."""
     sha256: str
     """Checksum of the `.ds` file."""
     index_sha256: str
@@ -77,10 +80,10 @@ class Meta:
     """Every token id is below this."""
     token_bytes: int
     """2 (uint16) or 4 (uint32)."""
-    bos_token_id: int
-    """First token of every document."""
-    eos_token_id: int
-    """Last token of every document."""
+    bos_token_id: int | None
+    """First token of every document; None: images, which have neither."""
+    eos_token_id: int | None
+    """Last token of every document; None: images."""
     shards: list[ShardMeta]
     """The shards in reading order; none is empty."""
     rejected: dict[str, Rejected] = field(default_factory=dict)
@@ -89,6 +92,11 @@ class Meta:
     """What the shards were made from: `prepare` compares it before it writes to an existing directory."""
     format_version: int = FORMAT_VERSION
     """Version of this layout."""
+
+    @property
+    def tokens_per_image(self) -> int | None:
+        """Ids of one image; None: these are shards of text."""
+        return self.inputs.get("tokenizer", {}).get("tokens_per_image")
 
     @property
     def tokens(self) -> int:
@@ -102,7 +110,7 @@ class Meta:
 
     @property
     def bytes(self) -> int:
-        """UTF-8 bytes of all documents' text."""
+        """UTF-8 bytes of all documents' text, or bytes of all images' pixels."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
@@ -112,7 +120,8 @@ class Meta:
 
     @property
     def bytes_per_label(self) -> float:
-        """Text bytes per *predicted* token (a bos is never a label): mean loss / ln 2 / this = bits per byte."""
+        """Text bytes per *predicted* token (a document's first is never a label): mean loss / ln 2 / this = bits per
+        byte."""
         return self.bytes / (self.tokens - self.documents)
 
     @property

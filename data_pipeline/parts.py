@@ -3,13 +3,13 @@
     entries of `input` -> files, data sets -> units (a file, or a range of it) -> parts (units that follow each other)
 
 The cut depends on the input alone, never on the number of workers, so the shards do not either. Plain .jsonl and
-line-wise .txt are cut at line ends, Parquet at row groups, data sets at rows; a compressed file is one unit, so give
-several of them to keep several workers busy.
+line-wise .txt are cut at line ends, Parquet at row groups, data sets and pairs of images at rows; a compressed file is
+one unit, so give several of them to keep several workers busy.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from tokenizer.documents import SUFFIXES, damage_named, list_files
 SMALLEST_PART, LARGEST_PART, PARTS = 4 * 2**20, 256 * 2**20, 64
 FINGERPRINT_BYTES = 2**20
 
-Kind = Literal["jsonl", "document", "lines", "parquet", "dataset"]
+Kind = Literal["jsonl", "document", "lines", "parquet", "dataset", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Unit:
     name: str
     """The input's name in reports: relative to the entry of `input` that it was found under."""
     start: int
-    """First byte (jsonl, lines), row group (parquet) or row (dataset)."""
+    """First byte (jsonl, lines), row group (parquet), row (dataset) or item of the `PairSet` (pairs)."""
     stop: int
     """One past the last."""
     size: int
-    """Stored bytes; the progress bar's unit."""
+    """Stored bytes (pairs: bytes of the pixels to encode); the progress bar's unit."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,11 @@ def make_plan(config: PrepareConfig) -> Plan:
         FileNotFoundError: an entry is neither a file or directory nor a readable data set.
         PrepareError: a file of unknown kind, a file given twice, or nothing to read.
     """
-    units: dict[str, Unit] = {}
-    described = []
-    for entry in config.input:
-        for unit, description in _find(entry, config):
-            if unit.path in units:
-                raise PrepareError(f"{unit.path}: given twice in `input`; its documents would be in the shards twice")
-            units[unit.path] = unit
-            described.append(description)
-    size = sum(unit.size for unit in units.values())
-    part_bytes = config.part_bytes or min(max(size // PARTS, SMALLEST_PART), LARGEST_PART)
-    pieces = [piece for unit in units.values() for piece in _cut(unit, part_bytes)]
+    found = [found for entry in config.input for found in _find(entry, config)]
+    units, described = [unit for unit, _ in found], [description for _, description in found]
+    refuse_twice(unit.path for unit in units)
+    part_bytes = part_bytes_for(config, sum(unit.size for unit in units))
+    pieces = [piece for unit in units for piece in cut(unit, part_bytes)]
     if not pieces:
         raise PrepareError(f"{', '.join(config.input)}: nothing to read")
     inputs = {
@@ -91,7 +85,21 @@ def make_plan(config: PrepareConfig) -> Plan:
         "text_files": config.text_files,
         "part_bytes": part_bytes,
     }
-    return Plan(_group(pieces, part_bytes), inputs)
+    return Plan(group(pieces, part_bytes), inputs)
+
+
+def part_bytes_for(config: PrepareConfig, size: int) -> int:
+    """Bytes of a part, for an input of so many."""
+    return config.part_bytes or min(max(size // PARTS, SMALLEST_PART), LARGEST_PART)
+
+
+def refuse_twice(paths: Iterable[str]) -> None:
+    """Raise PrepareError if a path comes twice."""
+    seen: set[str] = set()
+    for path in paths:
+        if path in seen:
+            raise PrepareError(f"{path}: given twice in `input`; its documents would be in the shards twice")
+        seen.add(path)
 
 
 def is_compressed(path: str) -> bool:
@@ -140,7 +148,7 @@ def _find(entry: str, config: PrepareConfig) -> Iterator[tuple[Unit, dict[str, A
         name = str(file.relative_to(path)) if path.is_dir() else file.name
         size = file.stat().st_size
         unit = Unit(_kind(file.name, config), str(file.resolve()), name, 0, size, size)
-        yield unit, {"name": name, "size": size, "hash": _content_hash(file)}
+        yield unit, {"name": name, "size": size, "hash": content_hash([file])}
 
 
 def _dataset(entry: str, config: PrepareConfig) -> tuple[Unit, dict[str, Any]]:
@@ -164,25 +172,28 @@ def _kind(name: str, config: PrepareConfig) -> Kind:
     return config.text_files
 
 
-def _content_hash(file: Path) -> str:
-    """sha256 of size, first and last MiB: tells files apart without reading a corpus twice."""
-    size = file.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with file.open("rb") as stream:
-        digest.update(stream.read(FINGERPRINT_BYTES))
-        stream.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
-        digest.update(stream.read())
+def content_hash(files: Sequence[Path]) -> str:
+    """sha256 of size, first and last MiB of each: tells files apart without reading a corpus twice."""
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(FINGERPRINT_BYTES))
+            stream.seek(max(FINGERPRINT_BYTES, size - FINGERPRINT_BYTES))
+            digest.update(stream.read())
     return digest.hexdigest()
 
 
-def _cut(unit: Unit, part_bytes: int) -> list[Unit]:
+def cut(unit: Unit, part_bytes: int) -> list[Unit]:
     """The unit in pieces of about `part_bytes`, where its kind allows it."""
     if unit.kind == "parquet":
         return _row_groups(unit)
     if unit.kind == "document" or is_compressed(unit.path):
         return [unit]
-    pieces = max(1, min(unit.size // part_bytes, unit.stop))
-    bounds = [unit.stop * piece // pieces for piece in range(pieces + 1)]
+    length = unit.stop - unit.start
+    pieces = max(1, min(unit.size // part_bytes, length))
+    bounds = [unit.start + length * piece // pieces for piece in range(pieces + 1)]
     sizes = [unit.size * piece // pieces for piece in range(pieces + 1)]
     return [
         Unit(unit.kind, unit.path, unit.name, bounds[n], bounds[n + 1], sizes[n + 1] - sizes[n]) for n in range(pieces)
@@ -199,7 +210,7 @@ def _row_groups(unit: Unit) -> list[Unit]:
     ]
 
 
-def _group(units: Sequence[Unit], part_bytes: int) -> list[list[Unit]]:
+def group(units: Sequence[Unit], part_bytes: int) -> list[list[Unit]]:
     """Consecutive units, in parts that end when they hold `part_bytes`."""
     parts: list[list[Unit]] = []
     size = part_bytes

@@ -1,7 +1,8 @@
-"""`prepare`: raw text -> token shards, resumable at every part.
+"""`prepare`: raw text or images -> token shards, resumable at every part.
 
+    recipe    text or pairs of images                        text_recipe.py, pairs_recipe.py
     plan      find the inputs, cut them into parts           parts.py; refused if OUTPUT is of other inputs
-    run       part -> documents -> tokens -> shard           read_part.py, write_shard.py, under executors.py
+    run       part -> documents -> ids -> shard              read_part.py, write_shard.py, under executors.py
     finish    check the rejects, write meta.json, clean up   here
 
 Every shard is a function of the input and the tokenizer, whoever writes it and however many at a time. meta.json comes
@@ -21,10 +22,11 @@ from data_pipeline.errors import PrepareError
 from data_pipeline.executors import check_executor, make_executor
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.meta import META_FILE, Meta, Rejected, ShardMeta, token_bytes_for
-from data_pipeline.parts import Plan, make_plan
+from data_pipeline.parts import Plan
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.progress import progress_bar
-from data_pipeline.read_part import ReadPart, merge_reject_logs
+from data_pipeline.read_part import merge_reject_logs
+from data_pipeline.recipe import Recipe, open_recipe
 from data_pipeline.workspace import Workspace
 from data_pipeline.write_shard import WriteShard, full_disk_named
 
@@ -42,10 +44,12 @@ def prepare(config: PrepareConfig) -> Meta:
     """
     if config.executor == "slurm":
         raise PrepareError("executor: slurm jobs are submitted, not waited for; call `submit`")
-    workspace, plan, meta = _open(config)
+    check_executor(config)
+    recipe = open_recipe(config)
+    workspace, plan, meta = _open(config, recipe)
     if meta is not None:
         return meta
-    executor = make_executor(config, workspace, *_steps(config, workspace, plan))
+    executor = make_executor(config, workspace, *_steps(config, recipe, workspace, plan))
     with full_disk_named(workspace.output):
         with progress_bar(workspace, [sum(unit.size for unit in part) for part in plan.parts]):
             executor.run()
@@ -59,19 +63,22 @@ def submit(config: PrepareConfig) -> Meta | None:
 
     Raises what `prepare` raises, except for what the jobs find: that is in their logs, and no meta.json appears.
     """
-    workspace, plan, meta = _open(config)
+    check_executor(config)
+    recipe = open_recipe(config)
+    workspace, plan, meta = _open(config, recipe)
     if meta is not None:
         return meta
     if all(workspace.is_complete(rank) for rank in range(len(plan.parts))):
         return finish(workspace, config.reject_threshold)
-    make_executor(config, workspace, *_steps(config, workspace, plan)).run()
+    make_executor(config, workspace, *_steps(config, recipe, workspace, plan)).run()
     return None
 
 
 def summary(meta: Meta, output: str) -> str:
     """What the shards hold and what was rejected, in a few lines for the terminal."""
+    document, material = ("documents", "text") if meta.tokens_per_image is None else ("records", "pixels")
     lines = [
-        f"{output}: {meta.documents:,} documents, {meta.tokens:,} tokens, {meta.bytes:,} bytes of text"
+        f"{output}: {meta.documents:,} {document}, {meta.tokens:,} tokens, {meta.bytes:,} bytes of {material}"
         f" ({meta.bytes_per_token:.2f} bytes per token) in {len(meta.shards)} shards"
     ]
     return "\n".join([*lines, *(f"  rejected, {reason}" for reason in _describe_rejects(meta.rejected))])
@@ -128,10 +135,9 @@ def finish(workspace: Workspace, reject_threshold: float) -> Meta:
     return meta
 
 
-def _open(config: PrepareConfig) -> tuple[Workspace, Plan, Meta | None]:
+def _open(config: PrepareConfig, recipe: Recipe) -> tuple[Workspace, Plan, Meta | None]:
     """The plan in its workspace, new or from an interrupted call; and the description of shards that are complete."""
-    check_executor(config)
-    plan = _described(config)
+    plan = recipe.plan()
     output = Path(config.output)
     workspace = Workspace.of(output)
     if (output / META_FILE).is_file():
@@ -152,48 +158,18 @@ def _open(config: PrepareConfig) -> tuple[Workspace, Plan, Meta | None]:
         raise PrepareError(f"{output}: holds .ds files that were not written by prepare; choose another output")
     with full_disk_named(output):
         workspace.make()
-        copy_tokenizer(config.tokenizer, workspace.tokenizer)
+        recipe.copy_tokenizer(workspace.tokenizer)
         plan.save(workspace.plan)
     return workspace, plan, None
 
 
-def _described(config: PrepareConfig) -> Plan:
-    """The plan of `config`, its inputs completed by the tokenizer's identity."""
-    from tokenizer import load_tokenizer, tokenizer_hash  # transformers: seconds that the workers need not spend
-
-    tokenizer = load_tokenizer(config.tokenizer)
-    for name in ("bos_token", "eos_token"):
-        if getattr(tokenizer, f"{name}_id") is None:
-            raise PrepareError(f"{config.tokenizer}: the tokenizer has no {name}, which every document needs")
-    plan = make_plan(config)
-    facts = {
-        "hash": tokenizer_hash(tokenizer),
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    return Plan(plan.parts, {**plan.inputs, "tokenizer": facts})
-
-
-def copy_tokenizer(source: str, target: Path) -> None:
-    """Save the tokenizer in transformers' format, and its SentencePiece model if it has one beside it."""
-    from tokenizer import load_tokenizer
-
-    load_tokenizer(source).save_pretrained(target)
-    model = Path(source) / "tokenizer.model"
-    if model.is_file():
-        shutil.copyfile(model, target / model.name)
-    if not (target / "tokenizer.json").is_file():
-        raise PrepareError(f"{source}: the tokenizer cannot be saved as tokenizer.json, which prepare encodes with")
-
-
-def _steps(config: PrepareConfig, workspace: Workspace, plan: Plan) -> tuple[list[PipelineStep], int, PipelineStep]:
+def _steps(
+    config: PrepareConfig, recipe: Recipe, workspace: Workspace, plan: Plan
+) -> tuple[list[PipelineStep], int, PipelineStep]:
     """The steps of every task, the number of tasks, and the step after them."""
     directory = str(workspace.directory.resolve())
-    tokenizer = plan.inputs["tokenizer"]
-    write = WriteShard(directory, tokenizer["vocab_size"], tokenizer["bos_token_id"], tokenizer["eos_token_id"])
-    steps = [ReadPart(directory, config.text_field, config.split), write]
-    return steps, len(plan.parts), Finish(directory, config.reject_threshold)
+    write = WriteShard(directory, plan.inputs["tokenizer"]["vocab_size"], recipe.encoding())
+    return [recipe.reader(directory), write], len(plan.parts), Finish(directory, config.reject_threshold)
 
 
 def _refuse_other_inputs(output: Path, what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -4,22 +4,25 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_pipeline.errors import PrepareError
+from data_pipeline.visual_pairs import PairsConfig
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Turns raw text into token shards.
+    """Turns raw text, or pairs of images, into token shards.
 
     The same call again does nothing when the shards are complete, and continues when it was interrupted.
     """
 
     input: list[str]
     """Files or directories (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .txt.gz, .txt.zst), directories written by
-    `datasets.save_to_disk`, or ids of hub data sets (`owner/name` or `owner/name@configuration`)."""
+    `datasets.save_to_disk`, or ids of hub data sets (`owner/name` or `owner/name@configuration`). With pairs: .parquet
+    files or folders of images."""
     output: str
     """Directory for the shards and meta.json."""
     tokenizer: str
-    """Tokenizer: a directory, a .model or tokenizer.json file, or a hub id. It needs a bos and an eos token."""
+    """Tokenizer: a directory, a .model or tokenizer.json file, or a hub id. It needs a bos and an eos token. With
+    pairs: the directory or run of a visual tokenizer, which has neither."""
     workers: int = 0
     """Processes at a time; 0: one per CPU core (with slurm and ray: no limit). It does not change the result."""
     executor: Literal["local", "slurm", "ray"] = "local"
@@ -31,14 +34,17 @@ class PrepareConfig:
     split: str = "train"
     """Split of hub data sets and of data sets on disk that have splits."""
     reject_threshold: float = 0.01
-    """Largest share of the documents that may be rejected (broken JSON, invalid UTF-8, no text); beyond it prepare
-    fails and shows why."""
+    """Largest share of the documents that may be rejected (broken JSON, invalid UTF-8, no text, unreadable images);
+    beyond it prepare fails and shows why."""
     part_bytes: int | None = None
-    """Stored bytes per task: the grain of parallelism and of resuming, one shard each. None: a 64th of the input, but
-    4 MiB at least and 256 MiB at most."""
+    """Stored bytes (pairs: bytes of pixels to encode) per task: the grain of parallelism and of resuming, one shard
+    each. None: a 64th of the input, but 4 MiB at least and 256 MiB at most."""
     executor_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of datatrove's Slurm or Ray executor, such as {partition: cpu, time: "12:00:00",
     mem_per_cpu_gb: 4, env_command: "source .venv/bin/activate"}; Slurm needs the first two."""
+    pairs: PairsConfig | None = None
+    """Images instead of text: how they become records, such as --pairs.task edges; --pairs.help lists the rest. Needs a
+    visual tokenizer."""
 
     def __post_init__(self) -> None:
         if not self.input:

@@ -36,6 +36,9 @@ REASONS = {
     "utf8": "invalid UTF-8",
     "field": "missing or mistyped text field",
     "empty": "empty document",
+    "image": "unreadable image",
+    "pair": "image and target that do not fit",
+    "masks": "image without masks",
 }
 
 
@@ -114,13 +117,16 @@ class RejectLog:
 
     def __call__(self, problem: InvalidDocumentError) -> None:
         """Take a document that a reader could not use."""
-        reason = REASONS[problem.kind]
-        self.counts[reason] += 1
-        if self.counts[reason] <= EXAMPLES_PER_REASON:
-            place = re.search(r"\d+$", problem.where)
-            quoted = self.line.decode("utf-8", "backslashreplace").strip() or problem.detail
+        place = re.search(r"\d+$", problem.where)
+        quoted = self.line.decode("utf-8", "backslashreplace").strip() or problem.detail
+        self.reject(problem.kind, int(place.group()) if place else 1, quoted)
+
+    def reject(self, kind: str, number: int, quoted: str, count: int = 1) -> None:
+        """Count documents that all come from line or row `number` of the unit, and keep the first few places."""
+        reason = REASONS[kind]
+        self.counts[reason] += count
+        if sum(found.reason == reason for found in self.found) < EXAMPLES_PER_REASON:
             excerpt = quoted if len(quoted) <= EXCERPT_CHARACTERS else f"{quoted[:EXCERPT_CHARACTERS]}..."
-            number = int(place.group()) if place else 1
             self.found.append(Found(reason, len(self.units) - 1, number, excerpt))
 
     def save(self, path: Path) -> None:

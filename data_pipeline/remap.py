@@ -33,8 +33,8 @@ from data_pipeline.meta import (
     token_bytes_for,
     write_json_atomically,
 )
-from data_pipeline.preparation import copy_tokenizer
 from data_pipeline.remap_ids import Mode, Remapper, choose_mode
+from data_pipeline.text_recipe import copy_tokenizer
 from data_pipeline.workspace import Workspace
 from data_pipeline.write_shard import ShardWriter, full_disk_named
 from tokenizer.processes import available_cores, end_with_parent
@@ -103,6 +103,8 @@ def remap(config: RemapConfig) -> RemapReport:
     source, output = Path(config.input), Path(config.output)
     before = Meta.load(source)
     before.check_files(source)
+    if before.bos_token_id is None or before.eos_token_id is None:
+        raise RemapError(f"{source}: these shards hold images; only text can be brought to another tokenizer")
     mapping = VocabularyMap.load(config.tokenizer)
     if mapping.donor_hash != before.tokenizer_hash:
         raise RemapError(

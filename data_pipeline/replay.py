@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer
-
 from data_pipeline.errors import DataError
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.mixture import Mixture
+from data_pipeline.replay_sources import OPENERS, ReplaySource
 from data_pipeline.round_order import RoundsOrder, Selection, selection_path
 from data_pipeline.source import DocumentSpan
-from data_pipeline.token_source import TokenSource
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,11 @@ class ReplayedDocument:
     sample: int
     """Number of the sample in the run's source."""
     directory: str
-    """Shard directory."""
+    """Shard directory, or where else the data lie."""
     span: DocumentSpan
     """Shard, document and token range."""
     text: str
-    """Decoded tokens, special ones included."""
+    """Decoded tokens, special ones included; of images, their ids."""
 
 
 def replay(config: ReplayConfig) -> Iterator[ReplayedDocument]:
@@ -66,15 +63,13 @@ def replay(config: ReplayConfig) -> Iterator[ReplayedDocument]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give a run directory (it has an order.json) with --run")
     sources, order = _open(path)
-    mixture = Mixture(sources)
-    backends = [Tokenizer.from_file(str(source.directory / "tokenizer" / "tokenizer.json")) for source in sources]
+    mixture = Mixture([entry.source for entry in sources])
     batch = order.batch(config.step)
     for row, index in enumerate(batch[: config.rows or None].tolist()):
-        number, _ = mixture.locate(index)
-        token_S = mixture.sample(index)["input_ids"]
+        found = sources[mixture.locate(index)[0]]
+        sample = mixture.sample(index)
         for span in mixture.documents(index):
-            text = _decode(backends[number], token_S[span.row_start : span.row_start + span.tokens])
-            yield ReplayedDocument(row, index, str(sources[number].directory), span, text)
+            yield ReplayedDocument(row, index, found.place, span, found.describe(sample, span))
 
 
 def as_text(documents: Iterator[ReplayedDocument], characters: int) -> Iterator[str]:
@@ -95,31 +90,30 @@ def as_json(documents: Iterator[ReplayedDocument], characters: int) -> Iterator[
         yield json.dumps({**content, "text": _excerpt(found.text, characters)}, ensure_ascii=False)
 
 
-def _open(path: Path) -> tuple[list[TokenSource], RoundsOrder]:
+def _open(path: Path) -> tuple[list[ReplaySource], RoundsOrder]:
     try:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        sources = [
-            TokenSource(directory, content["sequence_length"], content["document_mask"])
-            for directory in content["shards"]
-        ]
+        kind = content.get("kind", "tokens")
+        if kind not in OPENERS:
+            raise DataError(f"{path}: data of kind {kind!r} cannot be replayed; known are {', '.join(OPENERS)}")
+        sources = OPENERS[kind](content)
         later = [Selection.load(selection_path(path.parent, entry["round"])) for entry in content.get("rounds", [])]
         order = RoundsOrder(content["sizes"], content["batch_size"], content["seed"], content["weights"], later)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not the order of a run on token shards ({type(error).__name__}: {error})") from error
-    sizes = [len(source) for source in sources]
-    if sizes != order.sizes:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: the run's sources had {order.sizes} samples, the shards in {', '.join(content['shards'])} have"
+            f"{path}: not the order of a run, as far as can be read ({type(error).__name__}: {error})"
+        ) from error
+    sizes = [len(entry.source) for entry in sources]
+    if sizes != order.sizes:
+        places = ", ".join(entry.place for entry in sources)
+        raise DataError(
+            f"{path}: the run's sources had {order.sizes} samples, the shards in {places} have"
             f" {sizes}; they were written again since, so the run's batches are gone"
         )
     then, now = ({"rounds": entries.get("rounds", [])} for entries in (content, order.identity()))
     if difference := explain_mismatch(then, now):
         raise DataError(f"{path}: the selections in {path.parent / 'rounds'} are not those of the run: {difference}")
     return sources, order
-
-
-def _decode(backend: Tokenizer, token_N: np.ndarray) -> str:
-    return backend.decode(token_N.tolist(), skip_special_tokens=False)
 
 
 def _excerpt(text: str, characters: int) -> str:

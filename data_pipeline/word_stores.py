@@ -15,7 +15,6 @@ import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Protocol
@@ -115,7 +114,7 @@ class LmdbWords:
 
     @property
     def _environment(self) -> lmdb.Environment:
-        return open_environment(self.path, os.getpid())
+        return open_environment(self.path)
 
     def name(self, index: int) -> str:
         return f"{self.path}: image-{index + 1:09d}"
@@ -133,17 +132,31 @@ class LmdbWords:
                 yield len(transaction.get(b"image-%09d" % number) or b"")
 
 
-@cache
-def open_environment(path: Path, process: int) -> lmdb.Environment:
+_environments: dict[Path, lmdb.Environment] = {}
+
+
+def open_environment(path: Path) -> lmdb.Environment:
     """An LMDB for reading; LMDB wants it opened once in a process, and again after a fork.
 
     Raises:
         SourceError: it cannot be opened.
     """
-    try:
-        return lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
-    except lmdb.Error as error:
-        raise SourceError(f"{path}: not an LMDB that can be read ({error})") from None
+    if path not in _environments:
+        try:
+            _environments[path] = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+        except lmdb.Error as error:
+            raise SourceError(f"{path}: not an LMDB that can be read ({error})") from None
+    return _environments[path]
+
+
+def _forget_inherited() -> None:
+    """Closes, in a forked process, what its parent has open: it cannot be read there, and not be opened again."""
+    for environment in _environments.values():
+        environment.close()
+    _environments.clear()
+
+
+os.register_at_fork(after_in_child=_forget_inherited)
 
 
 class ParquetWords(ParquetImages):

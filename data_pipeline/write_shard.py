@@ -1,11 +1,8 @@
-"""`WriteShard`: the datatrove step that tokenizes documents and writes one `.ds` shard.
+"""`WriteShard`: the datatrove step that encodes documents and writes one `.ds` shard.
 
 It takes the place of datatrove's `DocumentTokenizer`, which writes the same two files but does not count text bytes,
 and leaves a half-written file under its final name when a task is killed. Here a shard appears under its name only when
 it is complete and on the disk.
-
-Cost: the encoder's (tokenizer/encoder.py), plus a few per cent to turn its lists into an array. A special token that is
-spelled out in a text stays text: no document can contain the end of a document.
 """
 
 import errno
@@ -27,32 +24,27 @@ from datatrove.pipeline.base import PipelineStep
 
 from data_pipeline.errors import PrepareError
 from data_pipeline.meta import INDEX_DTYPE, ShardMeta, token_bytes_for
+from data_pipeline.recipe import Encoding
 from data_pipeline.workspace import Workspace
-from tokenizer.encoder import open_encoder
-
-BATCH_CHARACTERS = 2**19
-BATCH_DOCUMENTS = 1000
 
 
 class WriteShard(PipelineStep):
-    """Writes the documents of part `rank` as `OUTPUT/{rank:05d}.ds` and `.ds.index`: bos + tokens + eos each.
+    """Writes the documents of part `rank`, encoded, as `OUTPUT/{rank:05d}.ds` and `.ds.index`.
 
     Args:
         workspace: where the tokenizer is and the report goes; the shard goes beside it.
         vocab_size: decides the width of an id.
-        bos_token_id: put before each document.
-        eos_token_id: put after each document.
+        encoding: how documents become ids.
     """
 
     name = "Write shard"
     type = "🔢 - TOKENIZER"
 
-    def __init__(self, workspace: str, vocab_size: int, bos_token_id: int, eos_token_id: int):
+    def __init__(self, workspace: str, vocab_size: int, encoding: Encoding):
         super().__init__()
         self.workspace = workspace
         self.vocab_size = vocab_size
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
+        self.encoding = encoding
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> None:
         """Consume `data`, and leave a shard and its report. A part without documents leaves only the report.
@@ -60,13 +52,11 @@ class WriteShard(PipelineStep):
         Raises PrepareError when the disk is full; the unfinished shard is removed then, as after any error.
         """
         workspace = Workspace(Path(self.workspace))
-        encode = open_encoder(workspace.tokenizer)
-        bos, eos, dtype = self.bos_token_id, self.eos_token_id, np.dtype(f"<u{token_bytes_for(self.vocab_size)}")
+        encode = self.encoding.open(workspace.tokenizer)
+        dtype = np.dtype(f"<u{token_bytes_for(self.vocab_size)}")
         with full_disk_named(workspace.output), ShardWriter(workspace.output, rank, dtype) as writer:
-            for batch in _batches(data):
-                texts = [document.text for document in batch]
-                text_bytes = sum(len(text.encode()) for text in texts)
-                writer.write([[bos, *ids, eos] for ids in encode(texts)], text_bytes)
+            for batch in _batches(data, self.encoding):
+                writer.write(*encode(batch))
                 workspace.progress(rank).write_text(str(batch[-1].metadata["consumed"]))
             shard = writer.publish()
             self.stat_update("tokens", value=shard.tokens)
@@ -94,7 +84,7 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         self._ends: list[int] = []
         self._tokens = 0
-        self._text_bytes = 0
+        self._raw_bytes = 0
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -106,9 +96,9 @@ class ShardWriter:
         self._temporary_index.unlink(missing_ok=True)
         self._file.close()
 
-    def write(self, documents: Sequence[Sequence[int]], text_bytes: int) -> None:
-        """Append documents, special tokens included, that stand for so many UTF-8 bytes of text."""
-        self._text_bytes += text_bytes
+    def write(self, documents: Sequence[Sequence[int]], raw_bytes: int) -> None:
+        """Append documents, special tokens included, that stand for so many raw bytes of text or pixels."""
+        self._raw_bytes += raw_bytes
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
         self._ends.extend((self._tokens + np.cumsum(lengths)).tolist())
         self._tokens += int(lengths.sum())
@@ -130,7 +120,7 @@ class ShardWriter:
             file=self.path.name,
             tokens=self._tokens,
             documents=len(self._ends),
-            bytes=self._text_bytes,
+            bytes=self._raw_bytes,
             sha256=self._digest.hexdigest(),
             index_sha256=hashlib.sha256(index).hexdigest(),
         )
@@ -155,15 +145,15 @@ def _flush(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _batches(data: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents in batches that are large enough to be fast and small enough for memory."""
+def _batches(data: Iterable[Document], encoding: Encoding) -> Iterator[list[Document]]:
+    """Documents in batches of the encoding's size."""
     batch: list[Document] = []
-    characters = 0
+    size = 0
     for document in data:
         batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+        size += encoding.size_of(document)
+        if size >= encoding.batch_size:
             yield batch
-            batch, characters = [], 0
+            batch, size = [], 0
     if batch:
         yield batch

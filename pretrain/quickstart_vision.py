@@ -1,6 +1,6 @@
 """`make vision`: from a few photographs to a model that learns tasks from example pairs, in ten minutes on two cores.
 
-    sample-images -> draw-pairs -> tokenizer visual train -> prepare (per split and task) -> deepspeed train
+    sample-images -> pairs -> tokenizer visual train -> prepare (per split and task) -> deepspeed train
         -> eval vision -> report
 
 DeLVM (arXiv 2402.04841) at its smallest: every picture becomes 64 codes, an input and its answer become a pair, four
@@ -56,8 +56,8 @@ def quickstart_vision(config: VisionQuickstartConfig) -> Path:
     for task, folder in drawn.items():
         pipeline.run(
             f"draw.{task}", f"pairs of {task} as pictures", Path(folder),
-            *PYTHON, "data_pipeline", "draw-pairs", "--input", str(photographs / "train"), "--pairs.task", task,
-            "--output", folder,
+            *PYTHON, "data_pipeline", "pairs", "--input", str(photographs / "train"), "--pairs.task", task,
+            "--image_size", "64", "--records", "2000", "--output", folder,
         )  # fmt: skip
     pipeline.run(
         "tokenizer", f"a visual tokenizer of {config.codes} codes, by k-means", tokenizer,

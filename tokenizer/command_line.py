@@ -1,8 +1,9 @@
 """Turns a config dataclass into command-line options: one per field, with the field's docstring as its help."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
@@ -42,8 +43,22 @@ def end_interrupted(command: str) -> int:
 
 def make_config(parser: ArgumentParser, config_class: type, options: dict[str, Any]) -> Any:
     """Builds the config from parsed options; a value that the config refuses ends the program like a wrong argument."""
-    given = {field.name: options[field.name] for field in fields(config_class)}
     try:
-        return config_class(**given)
+        return build_config(config_class, options)
     except ValueError as error:
         return parser.error(str(error))
+
+
+def build_config(config_class: type, options: Mapping[str, Any]) -> Any:
+    """A config from plain values, as a parser or JSON gives them: mappings become the dataclasses of their fields.
+
+    Raises:
+        ValueError: a value that the config, or a config in it, refuses.
+    """
+    kinds = get_type_hints(config_class)
+    given = {field.name: options[field.name] for field in fields(config_class)}
+    for name, value in given.items():
+        inner = [kind for kind in (kinds[name], *get_args(kinds[name])) if is_dataclass(kind)]
+        if inner and isinstance(value, Mapping):
+            given[name] = build_config(inner[0], value)  # type: ignore[arg-type]
+    return config_class(**given)

@@ -21,20 +21,21 @@ settings.load_profile("data_pipeline")
 
 @pytest.fixture
 def write_shards(tmp_path: Path) -> WriteShards:
-    """A function (shards: list of lists of documents) -> directory; bos and eos are added here."""
+    """A function (shards: list of lists of documents) -> directory; bos and eos are added here, except to images."""
 
     def write(
         shards: Sequence[Sequence[Sequence[int]]],
         name: str = "corpus",
         vocab_size: int = 1000,
         tokenizer_hash: str = "tokenizer-a",
+        tokens_per_image: int | None = None,
     ) -> Path:
         directory = tmp_path / name
         directory.mkdir(parents=True)
         width = token_bytes_for(vocab_size)
         metas = []
         for number, documents in enumerate(shards):
-            whole = [[BOS, *document, EOS] for document in documents]
+            whole = [document if tokens_per_image else [BOS, *document, EOS] for document in documents]
             path = directory / f"{number:05d}.ds"
             tokens = np.concatenate(whole).astype(f"<u{width}")
             path.write_bytes(tokens.tobytes())
@@ -42,7 +43,9 @@ def write_shards(tmp_path: Path) -> WriteShards:
             index.write_bytes(np.cumsum([len(document) for document in whole]).astype(INDEX_DTYPE).tobytes())
             text_bytes = 3 * sum(map(len, documents))
             metas.append(ShardMeta(path.name, len(tokens), len(whole), text_bytes, sha256_of(path), sha256_of(index)))
-        Meta(tokenizer_hash, vocab_size, width, BOS, EOS, metas).save(directory)
+        ends = (None, None) if tokens_per_image else (BOS, EOS)
+        inputs = {"tokenizer": {"tokens_per_image": tokens_per_image}} if tokens_per_image else {}
+        Meta(tokenizer_hash, vocab_size, width, *ends, metas, inputs=inputs).save(directory)
         return directory
 
     return write

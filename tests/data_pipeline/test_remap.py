@@ -180,3 +180,9 @@ def test_the_command(prepared, tmp_path, capsys):
     assert main(["remap", "--input", str(tmp_path / "no"), *words[3:]]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"data_pipeline remap: {tmp_path / 'no'}")
+
+
+def test_shards_of_images_are_refused(write_shards) -> None:
+    directory = write_shards([[[1, 2, 3, 4]]], tokens_per_image=4)
+    with pytest.raises(RemapError, match="these shards hold images; only text can be brought to another tokenizer"):
+        remap(RemapConfig(str(directory), str(directory / "none"), str(directory / "out")))
