@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from . import pangu_pi
+from .finding import VISUAL_TOKENIZER
 from .pangu_pi import PanguPiConfig, PanguPiForCausalLM
 
+VISUAL_DIRECTORY = "tokenizer"  # of an export, where a tokenizer of images lies
 SAMPLE_SHAPE = (2, 32)  # rows and tokens that the original and the reloaded model are compared on
 MODELING_FILES = (
     "configuration_pangu_pi.py",
@@ -54,7 +56,7 @@ def export_model(
         model: the model, with all its weights present (not partitioned by ZeRO-3).
         directory: where to write; its parent is created.
         tokenizer: what to put beside the weights: a tokenizer, whose special tokens generation then knows, or the
-            directory of one, which is copied as it is.
+            directory of one, which is copied as it is; one of images has weights of its own and goes to `tokenizer/`.
         tolerance: the largest difference of a logit, relative to the largest logit (or to 1).
         overwrite: replace `directory` if it exists and holds a model (or nothing).
         attach: writes further files (.json, .png) into the directory that it is given, which becomes `directory`.
@@ -104,7 +106,12 @@ def _replaceable(directory: Path) -> bool:
         return True
     files = list(directory.iterdir()) if directory.is_dir() else [directory]
     known = {".json", ".safetensors", ".py", ".model", ".jinja", ".png"}
-    return not files or ((directory / "config.json").is_file() and all(path.suffix in known for path in files))
+    visual = directory / VISUAL_DIRECTORY
+    if (visual / VISUAL_TOKENIZER).is_file():
+        files = [*(file for file in files if file != visual), *visual.iterdir()]
+    return not files or (
+        (directory / "config.json").is_file() and all(file.is_file() and file.suffix in known for file in files)
+    )
 
 
 def llama_config(config: PanguPiConfig) -> LlamaConfig:
@@ -141,8 +148,13 @@ def _write_tokenizer(tokenizer: PreTrainedTokenizerBase | str | Path, directory:
         present = {name: value for name, value in special.items() if value is not None}
         _update_json(directory / "generation_config.json", present)
         return
-    if not any((Path(tokenizer) / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise FileNotFoundError(f"{tokenizer}: no tokenizer (a folder with tokenizer.json or tokenizer.model)")
+    if (Path(tokenizer) / VISUAL_TOKENIZER).is_file():
+        directory = directory / VISUAL_DIRECTORY
+        directory.mkdir()
+    elif not any((Path(tokenizer) / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise FileNotFoundError(
+            f"{tokenizer}: no tokenizer (a folder with tokenizer.json, tokenizer.model or {VISUAL_TOKENIZER})"
+        )
     for file in sorted(Path(tokenizer).iterdir()):
         if file.is_file():
             shutil.copyfile(file, directory / file.name)

@@ -6,6 +6,9 @@ Imports neither torch nor transformers, so that commands can complain about a pa
 import re
 from pathlib import Path
 
+VISUAL_TOKENIZER = "visual_tokenizer.json"
+"""What the directory of a tokenizer of images holds (the room `tokenizer` writes it, beside weights of its own)."""
+
 
 def resolve_model(name: str | Path) -> Path:
     """Where the model that `name` means lies.
@@ -38,9 +41,12 @@ def newest_checkpoints(run: str | Path) -> list[Path]:
 
 
 def find_tokenizer(path: str | Path) -> Path | None:
-    """The tokenizer directory of a model directory: its `tokenizer/`, itself if it holds one, or none."""
+    """The tokenizer directory of a model directory: its `tokenizer/`, itself if it holds one, or none.
+
+    A tokenizer of images (`VISUAL_TOKENIZER`) counts as one of text does.
+    """
     for directory in (Path(path) / "tokenizer", Path(path)):
-        if (directory / "tokenizer_config.json").is_file():
+        if any((directory / name).is_file() for name in ("tokenizer_config.json", VISUAL_TOKENIZER)):
             return directory
     return None
 
@@ -76,4 +82,4 @@ def _from_hub(name: str) -> Path:
         raise FileNotFoundError(f"{name}: no such directory, and not to be had from the hub ({reason})") from None
 
 
-__all__ = ["find_tokenizer", "gguf_file", "newest_checkpoints", "resolve_model"]
+__all__ = ["VISUAL_TOKENIZER", "find_tokenizer", "gguf_file", "newest_checkpoints", "resolve_model"]

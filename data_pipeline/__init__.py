@@ -16,7 +16,7 @@
                      refuse by name what is broken, word_augment.py changes copies
     visual_pairs.py  raw images as the records of a task: image_tables.py reads them, visual_views.py cuts one window
                      from input and target, visual_tasks.py draws targets, visual_corruption.py adds noise and rain;
-                     pairs_sheet.py shows them
+                     pairs_sheet.py shows them, pair_images.py writes them
     synth_words.py   words drawn from lists: word_lists.py, word_fonts.py, word_photographs.py, render_words.py
     sample_words.py, sample_images.py   words and photographs (photographs_builtin.py) for a first run, split for good
                      by keyed_split.py, as sample.py splits text

@@ -1,6 +1,6 @@
-"""`python -m data_pipeline prepare | remap | replay | sample | sample-words | sample-images | pairs | synth-words`:
-text or images to shards, shards to a smaller tokenizer, the documents of a step, a first corpus, words and photographs,
-image pairs as pictures, word images."""
+"""`python -m data_pipeline prepare | remap | replay | sample | sample-words | sample-images | pairs | pair-images |
+synth-words`: text or images to shards, shards to a smaller tokenizer, the documents of a step, a first corpus, words
+and photographs, image pairs to look at or to fit a tokenizer on, word images."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -60,9 +60,16 @@ def sample_images_command(config: Any) -> None:
 
 def pairs_command(config: Any) -> None:
     """Draw records of images, and say what they are."""
-    from data_pipeline.pairs_sheet import draw_files, draw_sheet
+    from data_pipeline.pairs_sheet import draw_sheet
 
-    print((draw_sheet if config.is_sheet else draw_files)(config))
+    print(draw_sheet(config))
+
+
+def pair_images_command(config: Any) -> None:
+    """Write the images of records, and say how many."""
+    from data_pipeline.pair_images import write_pair_images
+
+    print(f"{config.output}: {write_pair_images(config):,} images")
 
 
 def synth_words_command(config: Any) -> None:
@@ -74,6 +81,7 @@ def synth_words_command(config: Any) -> None:
 
 def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Config class, function and summary of each command. Worker processes import this module, so imports are here."""
+    from data_pipeline.pair_images import PairImagesConfig
     from data_pipeline.pairs_sheet import PairsSheetConfig
     from data_pipeline.prepare_config import PrepareConfig
     from data_pipeline.remap import RemapConfig
@@ -102,11 +110,8 @@ def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
             sample_images_command,
             "Write crops of photographs, split by photograph.",
         ),
-        "pairs": (
-            PairsSheetConfig,
-            pairs_command,
-            "Draw image pairs on a sheet or into files, before they are encoded.",
-        ),
+        "pairs": (PairsSheetConfig, pairs_command, "Draw image pairs on a sheet, to look at before they are encoded."),
+        "pair-images": (PairImagesConfig, pair_images_command, "Write the images of image pairs, for a tokenizer."),
         "synth-words": (SynthCommand, synth_words_command, "Draw word images into an LMDB, for text recognition."),
     }
 

@@ -8,6 +8,8 @@ hooks.py                        lm-eval during training
 collapse.py                     diversity, effective dimension and isotropy per layer
 forgetting.py                   loss on each part of a run's data, when it was trained and at the end
 ocr.py, recognisers.py          word accuracy of text recognisers, ours and others; ocr_sheet.py draws words
+vision.py                       visual models: losses per task, prompting with example pairs, baselines, pictures
+delvm.py, delvm_report.py       DeLVM's claims: balance, distillation, prompting
 ablation.py, ablation_report.py a grid of variants and seeds, its tables and plots
 report.py, templates/, plots.py one self-contained report.html per run; run_record.py reads what the run left,
                                 report_tables.py, pictures.py, suggestions.py: its parts

@@ -21,9 +21,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "forgetting": (commands.ForgettingOptions, "eval.forgetting"),
     "generate": (commands.GenerateOptions, "eval.generate"),
     "ocr": (commands.OcrOptions, "eval.ocr"),
+    "vision": (commands.VisionOptions, "eval.vision"),
     "report": (commands.ReportOptions, "eval.report"),
     "ablation": (commands.AblationOptions, "eval.ablation"),
+    "compare": (commands.CompareOptions, "eval.compare"),
+    "delvm": (commands.DelvmOptions, "eval.delvm"),
     "ladder": (commands.LadderOptions, "eval.ladder"),
+    "scaling": (commands.ScalingOptions, "eval.scaling"),
     "shapes": (commands.ShapesOptions, "eval.shapes"),
 }
 

@@ -16,6 +16,15 @@ def at_least(options: object, smallest: int, *names: str) -> None:
             raise ValueError(f"--{name} must be at least {smallest}, got {value}")
 
 
+def read_definitions(entries: list[str]) -> dict[str, str]:
+    """{name: value} of NAME=VALUE entries of the command line. Raises ValueError for any other."""
+    pairs = [entry.partition("=") for entry in entries]
+    for entry, (name, _, value) in zip(entries, pairs, strict=True):
+        if not name or not value:
+            raise ValueError(f"--define {entry}: must be NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
 @dataclass(frozen=True)
 class LmOptions:
     """Runs lm-eval tasks on a model."""
@@ -189,6 +198,44 @@ class OcrOptions:
 
 
 @dataclass(frozen=True)
+class VisionOptions:
+    """Measures visual language models on held-out image pairs: losses, visual prompting, baselines, a picture."""
+
+    model: list[str]
+    """One or more models: run, checkpoint or export; NAME=PATH names one."""
+    sets: str
+    """YAML of the held-out pairs (see configs/delvm/sets.yaml)."""
+    output: str
+    """Folder for vision.json, vision.txt and grid_SET.png."""
+    define: list[str] = field(default_factory=list)
+    """NAME=VALUE for `{NAME}` in the YAML, such as data=DIR."""
+    pairs_in_prompt: list[int] = field(default_factory=lambda: [0, 1, 2, 3])
+    """Numbers of example pairs to try."""
+    control: bool = False
+    """Also ask with example pairs of the other sets, and with permuted targets: is the prompt followed?"""
+    queries: int | None = None
+    """Held-out pairs per set, drawn once; None takes all."""
+    examples: int | None = 256
+    """Pairs that examples, mean answer and code frequencies are taken from, drawn once; None takes all."""
+    sentence_pairs: int = 4
+    """Pairs of a sentence on which the loss is measured."""
+    passes: int = 1
+    """Times that all held-out pairs are put into sentences anew."""
+    batch_size: int = 32
+    """Prompts, sentences or images of one batch."""
+    seed: int = 1234
+    """Seeds the choice of examples and the sentences."""
+    device: str | None = None
+    """Torch device; None takes the accelerator if there is one."""
+
+    def __post_init__(self) -> None:
+        read_definitions(self.define)
+        at_least(self, 1, "queries", "examples", "sentence_pairs", "passes", "batch_size")
+        if not self.pairs_in_prompt or min(self.pairs_in_prompt) < 0:
+            raise ValueError(f"--pairs_in_prompt must be numbers of 0 or more, got {self.pairs_in_prompt}")
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Renders one self-contained report.html from a run directory."""
 
@@ -219,17 +266,35 @@ class ShapesOptions:
 
 
 @dataclass(frozen=True)
-class LadderOptions:
-    """The tiny-model recipe one trick after another, at one parameter budget; resumes after any kill."""
+class PreparedGridOptions:
+    """A grid whose YAML has definitions and a preparation; resumes after any kill."""
 
     config: str
-    """YAML of the ladder (see configs/ladder/)."""
+    """YAML of the grid (see configs/)."""
     define: list[str] = field(default_factory=list)
     """NAME=VALUE for definitions of the YAML, such as donor=PATH; `package:NAME` is an installed package's folder."""
     stage: Literal["all", "prepare", "train", "evaluate", "report"] = "all"
     """Stop after the preparation or the training, measure only, or only rewrite the report from what is there."""
 
     def __post_init__(self) -> None:
-        for entry in self.define:
-            if not entry.partition("=")[0] or not entry.partition("=")[2]:
-                raise ValueError(f"--define {entry}: must be NAME=VALUE")
+        read_definitions(self.define)
+
+
+@dataclass(frozen=True)
+class LadderOptions(PreparedGridOptions):
+    """The tiny-model recipe one trick after another, at one parameter budget; resumes after any kill."""
+
+
+@dataclass(frozen=True)
+class ScalingOptions(PreparedGridOptions):
+    """Trains a grid of model sizes and data volumes, fits scaling laws, and predicts what was held out."""
+
+
+@dataclass(frozen=True)
+class CompareOptions(PreparedGridOptions):
+    """Trains any variants of any task and compares them with a base, seed by seed."""
+
+
+@dataclass(frozen=True)
+class DelvmOptions(PreparedGridOptions):
+    """DeLVM's claims on small data: balance by augmentation, distillation, visual prompting."""

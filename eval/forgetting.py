@@ -173,7 +173,7 @@ def batch_losses(
     module = TaskModule(run.config.task, model.eval())
     samples = np.concatenate([run.order.first_round(batch) for batch in batches_N.tolist()])
     micro_size = run.config.batch.micro_size
-    losses, weights = score_samples(module, run.config.task, run.source, samples, world, micro_size)
+    losses, weights, _ = score_samples(module, run.config.task, run.source, samples, world, micro_size)
     return unit_means(losses, weights, run.config.batch.size)
 
 
@@ -183,7 +183,7 @@ def held_out(run: TrainedRun, model: nn.Module, world: World) -> float | None:
     for source in run.config.task.validation_sources().values():
         count = min(len(source), run.config.validation.samples or len(source))
         micro_size = run.config.batch.micro_size
-        losses, weights = score_samples(module, run.config.task, source, np.arange(count), world, micro_size)
+        losses, weights, _ = score_samples(module, run.config.task, source, np.arange(count), world, micro_size)
         means.append(float(losses.sum() / weights.sum()))
     return sum(means) / len(means) if means else None
 

@@ -44,7 +44,7 @@ class Grid:
     report: str
     """Markdown file to write; plots go into a folder of the same name beside it."""
     seeds: list[int]
-    """Seeds; every variant runs with each."""
+    """Seeds; every variant runs with each (see `seeds_of`)."""
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Variant name -> overrides of the training configuration by dotted name."""
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +58,10 @@ class Grid:
     notes: str = ""
     """Markdown for the top of the report."""
 
+    def seeds_of(self, variant: str) -> list[int]:
+        """The seeds that a variant runs with; the same for all, unless a kind of grid says otherwise."""
+        return self.seeds
+
 
 GridType = TypeVar("GridType", bound=Grid)
 
@@ -70,6 +74,8 @@ class Cell:
     seed: int
     directory: Path
     command: tuple[str, ...]
+    arguments: tuple[str, ...]
+    """Those of pretrain/train.py in it."""
     identity: dict[str, Any]
     """What decides the result: the shared configuration and the overrides, not how the process is started."""
 
@@ -127,17 +133,21 @@ def build_grid(content: Mapping[str, Any], path: Path, kind: type[GridType]) -> 
 
 def cells(grid: Grid) -> list[Cell]:
     """All cells, seed by seed, so that an interrupted grid has whole comparisons first."""
-    return [make_cell(grid, variant, seed) for seed in grid.seeds for variant in grid.variants]
+    seeds = dict.fromkeys(seed for variant in grid.variants for seed in grid.seeds_of(variant))
+    return [
+        make_cell(grid, variant, seed) for seed in seeds for variant in grid.variants if seed in grid.seeds_of(variant)
+    ]
 
 
 def make_cell(grid: Grid, variant: str, seed: int) -> Cell:
     """One cell of the grid, whether it has been trained or not."""
     directory = Path(grid.output) / variant / f"seed{seed}"
     settings = {**grid.overrides, **grid.variants[variant], "seed": seed, "output": str(directory)}
-    arguments = [part for name, value in settings.items() for part in (f"--{name}", _as_argument(value))]
-    command = (*(grid.launcher or [sys.executable]), "pretrain/train.py", "--config", grid.config, *arguments)
+    overrides = [part for name, value in settings.items() for part in (f"--{name}", _as_argument(value))]
+    arguments = ("--config", grid.config, *overrides)
+    command = (*(grid.launcher or [sys.executable]), "pretrain/train.py", *arguments)
     identity = {"config": yaml.safe_load(Path(grid.config).read_text(encoding="utf-8")), "overrides": settings}
-    return Cell(variant, seed, directory, command, identity)
+    return Cell(variant, seed, directory, command, arguments, identity)
 
 
 def _as_argument(value: Any) -> str:
@@ -244,7 +254,7 @@ def results(grid: Grid) -> dict[str, dict[int, dict[str, Any]]]:
     """{variant: {seed: content of cell.json}} of the cells measured so far, in the grid's order."""
     measured: dict[str, dict[int, dict[str, Any]]] = {}
     for variant in grid.variants:
-        for seed in grid.seeds:
+        for seed in grid.seeds_of(variant):
             path = make_cell(grid, variant, seed).result
             if path.is_file():
                 measured.setdefault(variant, {})[seed] = json.loads(path.read_text())
@@ -252,12 +262,17 @@ def results(grid: Grid) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def training_facts(cell: Cell) -> dict[str, Any]:
-    """What every kind of grid wants to know of a trained cell: its last validation, tokens, seconds, throughput."""
+    """What every kind of grid wants to know of a trained cell."""
+    return run_facts(cell.directory)
+
+
+def run_facts(directory: Path) -> dict[str, Any]:
+    """A run's last validation, tokens, seconds, throughput."""
     from statistics import median
 
     from eval.run_record import finite, read_run
 
-    record = read_run(cell.directory)
+    record = read_run(directory)
     last = record.rows["valid"][-1]
     return {
         "valid": {name: float(value) for name, value in last.items() if name == "loss" or "/" in name},

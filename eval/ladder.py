@@ -10,40 +10,14 @@ cells are not done again, and a cell that was cut off goes on from its checkpoin
 
 from __future__ import annotations
 
-import importlib.util
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.commands import LadderOptions
-from eval.grid import (
-    Cell,
-    Grid,
-    GridError,
-    build_grid,
-    measure_all,
-    read_mapping,
-    results,
-    train_all,
-    training_facts,
-)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the preparation."""
-
-    name: str
-    """Short name of its mark."""
-    title: str
-    """What it does, for the terminal."""
-    output: str
-    """What it makes."""
-    command: str
-    """The command line; a leading ``python`` is this interpreter."""
+from eval.grid import Cell, measure_all, results, train_all, training_facts
+from eval.grid_preparation import PreparedGrid, prepare, read_options, read_prepared_grid
 
 
 @dataclass(frozen=True)
@@ -61,8 +35,8 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder(Grid):
-    """The ladder's YAML. `{name}` in any string stands for a definition."""
+class Ladder(PreparedGrid):
+    """The ladder's YAML."""
 
     rows: list[str]
     """Variants of the ladder, from the baseline up; each is compared with the one before."""
@@ -72,10 +46,6 @@ class Ladder(Grid):
     """The gain that the paper reports for a row, in points of its average score."""
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     """Controls; fields of `Comparison`."""
-    preparation: list[dict[str, str]] = field(default_factory=list)
-    """Commands to run first, in order; fields of `Step`."""
-    definitions: dict[str, str | None] = field(default_factory=dict)
-    """Values for `{name}`, in which those above can be used; one that is null must be given on the command line."""
     tolerance: float = 0.03
     """Largest relative distance of a row's parameters from the first row's."""
     benchmarks: str | None = None
@@ -99,69 +69,10 @@ class Ladder(Grid):
         """The controls."""
         return [Comparison(**fields) for fields in self.comparisons]
 
-    def steps_before(self) -> list[Step]:
-        """The preparation."""
-        return [Step(**fields) for fields in self.preparation]
-
 
 def read_ladder(path: Path, given: Mapping[str, str]) -> Ladder:
-    """Reads a ladder and puts its definitions in.
-
-    Args:
-        path: the YAML.
-        given: definitions from the command line; they override the file's.
-
-    Raises:
-        GridError: naming the file and the field or the definition at fault.
-    """
-    content = read_mapping(path)
-    defaults = content.get("definitions") or {}
-    if unknown := sorted(set(given) - set(defaults)):
-        raise GridError(f"{path}: --define {unknown[0]}: there is no such definition; known are {', '.join(defaults)}")
-    values = {**defaults, **given}
-    if missing := [name for name, value in values.items() if value is None]:
-        raise GridError(f"{path}: {missing[0]} is not defined; give --define {missing[0]}=VALUE")
-    located: dict[str, str] = {}
-    for name, value in values.items():  # a definition may use those above it
-        located[name] = _located(name, _filled(str(value), located))
-    return build_grid(_filled(content, located), path, Ladder)
-
-
-def _located(name: str, value: str) -> str:
-    """``package:NAME`` becomes the folder of that installed package."""
-    kind, separator, package = value.partition(":")
-    if kind != "package" or not separator:
-        return value
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise GridError(f"{name}: there is no installed package {package!r}; install it, or give --define {name}=PATH")
-    return spec.submodule_search_locations[0]
-
-
-def _filled(content: Any, values: Mapping[str, str]) -> Any:
-    """`content` with every ``{name}`` of `values` in its strings replaced."""
-    if isinstance(content, str):
-        for name, value in values.items():
-            content = content.replace("{" + name + "}", value)
-        return content
-    if isinstance(content, dict):
-        return {key: _filled(value, values) for key, value in content.items()}
-    return [_filled(item, values) for item in content] if isinstance(content, list) else content
-
-
-def prepare(ladder: Ladder) -> None:
-    """Runs the preparation's commands that are not done yet.
-
-    Raises:
-        StepFailed: a command failed; its own message is above.
-    """
-    from pretrain.pipeline import Pipeline
-
-    pipeline = Pipeline(Path(ladder.output))
-    for step in ladder.steps_before():
-        words = shlex.split(step.command)
-        words = [sys.executable, *words[1:]] if words[0] == "python" else words
-        pipeline.run(step.name, step.title, Path(step.output), *words)
+    """Reads a ladder; `given` are definitions from the command line. Raises `GridError`."""
+    return read_prepared_grid(path, given, Ladder)
 
 
 def measure_cell(cell: Cell, ladder: Ladder) -> dict[str, Any]:
@@ -205,8 +116,7 @@ def run(options: LadderOptions) -> None:
     """``python -m eval ladder``."""
     from eval.ladder_report import write_ladder_report
 
-    pairs = [entry.partition("=") for entry in options.define]
-    ladder = read_ladder(Path(options.config), {name: value for name, _, value in pairs})
+    ladder = read_options(options, Ladder)
     if options.stage in ("all", "prepare", "train"):
         prepare(ladder)
     if options.stage in ("all", "train"):

@@ -6,10 +6,15 @@ chunk is still warm: the head is multiplied three times (logits, d hidden, d wei
 nothing is recomputed in backward. That works because the gradient of a *weighted sum* of token losses is known up to
 one scalar before backward starts; whoever needs other weights per token gives them in `token_weights`.
 
-Shapes: B batch, S sequence, N = B*S, D width, V vocabulary, C tokens of one chunk.
+What is computed of a chunk's logits is a `Criterion`: `CrossEntropy` here, with a teacher `pretrain/distillation.py`.
+
+Shapes: B batch, S sequence, N = B*S, D width, V vocabulary, C tokens of one chunk, R numbers reported of each token.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,37 +24,99 @@ IGNORE_INDEX = -100
 """Label of a position that has no target (padding, or the first token of another document)."""
 
 
+class ChunkLoss(NamedTuple):
+    """What a criterion makes of the logits of one chunk."""
+
+    objective_C: Tensor
+    """The loss of every token as it enters the sum."""
+    reports_RC: Tensor
+    """What is reported of every token, in the order of the criterion's `reports`."""
+    gradient_CV: Tensor | None
+    """d (sum of the objective) / d logits; None if it was not asked for."""
+
+
+class Criterion(Protocol):
+    """A token-wise loss of logits, with its gradient in closed form."""
+
+    @property
+    def labels_BS(self) -> Tensor:
+        """Targets, int64 [B, S]; `IGNORE_INDEX` has no loss."""
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Names of the numbers that it reports of every token."""
+
+    def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
+        """The loss of the tokens in `chunk` of the flattened batch."""
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-log p(label) of every token that has a label.
+
+    Args:
+        labels_BS: targets *already shifted* (labels[t] is the token after t), int64; `IGNORE_INDEX` has no loss.
+        token_weights_BS: optional weight of each token in the sum; not differentiated.
+        accuracy: also report whether the label is the most likely token (one more pass over the logits).
+    """
+
+    labels_BS: Tensor
+    token_weights_BS: Tensor | None = None
+    accuracy: bool = False
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        return ("loss", "correct") if self.accuracy else ("loss",)
+
+    def valid(self, chunk: slice) -> Tensor:
+        """Which tokens of the chunk have a label, bool [C]."""
+        return self.labels_BS.reshape(-1)[chunk] != IGNORE_INDEX
+
+    def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
+        labels_C, valid_C = self.labels_BS.reshape(-1)[chunk], self.valid(chunk)
+        targets_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
+        log_probabilities_CV = F.log_softmax(logits_CV, dim=-1, dtype=accumulation_dtype(logits_CV))
+        losses_C = -log_probabilities_CV.gather(1, targets_C1).squeeze(1) * valid_C
+        reports = [losses_C]
+        if self.accuracy:
+            reports.append((log_probabilities_CV.argmax(dim=1) == labels_C).to(losses_C.dtype))
+        scale_C = valid_C.to(losses_C.dtype)
+        objective_C = losses_C
+        if self.token_weights_BS is not None:
+            weights_C = self.token_weights_BS.reshape(-1)[chunk]
+            scale_C, objective_C = scale_C * weights_C, losses_C * weights_C
+        if not with_gradient:
+            return ChunkLoss(objective_C, torch.stack(reports), None)
+        # d CE / d logits = softmax - onehot, written over the log-probabilities.
+        grad_CV = log_probabilities_CV.exp_()
+        grad_CV.scatter_add_(1, targets_C1, torch.full_like(losses_C, -1.0).unsqueeze(1))
+        return ChunkLoss(objective_C, torch.stack(reports), grad_CV.mul_(scale_C.unsqueeze(1)))
+
+
 def chunk_length(vocabulary: int, chunk_elements: int) -> int:
     """Tokens per chunk such that a chunk holds at most `chunk_elements` logits (at least one token)."""
     return max(1, chunk_elements // vocabulary)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """sum_t w_t * CE(hidden_t @ weight^T, label_t), with both gradients formed in forward."""
+class _ChunkedHead(torch.autograd.Function):
+    """sum_t of a criterion of hidden_t @ weight^T, with both gradients formed in forward."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, labels_N, token_weights_N, chunk_elements):
+    def forward(ctx, hidden_ND, weight_VD, criterion, chunk_elements):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        losses_N = hidden_ND.new_zeros(hidden_ND.shape[0], dtype=_accumulation_dtype(hidden_ND))
+        rows, dtype = 1 + len(criterion.reports), accumulation_dtype(hidden_ND)
+        tokens_RN = hidden_ND.new_zeros(rows, hidden_ND.shape[0], dtype=dtype)
         grad_hidden_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=losses_N.dtype) if needs_weight else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if needs_weight else None
         step = chunk_length(weight_VD.shape[0], chunk_elements)
         for start in range(0, hidden_ND.shape[0], step):
             chunk = slice(start, start + step)
             hidden_CD = hidden_ND[chunk]
-            valid_C = labels_N[chunk] != IGNORE_INDEX
-            targets_C1 = labels_N[chunk].where(valid_C, 0).unsqueeze(1)
-            log_probabilities_CV = F.log_softmax(hidden_CD @ weight_VD.T, dim=-1, dtype=losses_N.dtype)
-            losses_N[chunk] = -log_probabilities_CV.gather(1, targets_C1).squeeze(1) * valid_C
-            if not (needs_hidden or needs_weight):
+            loss = criterion(hidden_CD @ weight_VD.T, chunk, needs_hidden or needs_weight)
+            tokens_RN[0, chunk], tokens_RN[1:, chunk] = loss.objective_C, loss.reports_RC
+            if loss.gradient_CV is None:
                 continue
-            scale_C1 = valid_C.to(losses_N.dtype).unsqueeze(1)
-            if token_weights_N is not None:
-                scale_C1 = scale_C1 * token_weights_N[chunk].unsqueeze(1)
-            # d CE / d logits = softmax - onehot, written over the log-probabilities.
-            grad_CV = log_probabilities_CV.exp_()
-            grad_CV.scatter_add_(1, targets_C1, torch.full_like(scale_C1, -1.0))
-            grad_CV = grad_CV.mul_(scale_C1).to(hidden_CD.dtype)
+            grad_CV = loss.gradient_CV.to(hidden_CD.dtype)
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[chunk])
             if grad_weight_VD is not None:
@@ -57,30 +124,63 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
                 else:
                     grad_weight_VD += grad_CV.T @ hidden_CD
-        total = losses_N.sum() if token_weights_N is None else (losses_N * token_weights_N).sum()
         # Not save_for_backward: backward hands these very tensors over, and a second reference would force a copy.
         ctx.gradients = (grad_hidden_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
-        ctx.mark_non_differentiable(losses_N)
-        return total, losses_N
+        ctx.mark_non_differentiable(tokens_RN)
+        return tokens_RN[0].sum(), tokens_RN
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_total, _grad_losses):
+    def backward(ctx, grad_total, _grad_tokens):
         if ctx.gradients is None:
-            raise RuntimeError("linear_cross_entropy: its gradients are used up; run it again before a second backward")
+            raise RuntimeError("the gradients of this loss are used up; run it again before a second backward")
         grad_hidden_ND, grad_weight_VD = ctx.gradients
         ctx.gradients = None
         if grad_hidden_ND is not None:
             grad_hidden_ND.mul_(grad_total)
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.mul_(grad_total).to(ctx.weight_dtype)
-        return grad_hidden_ND, grad_weight_VD, None, None, None
+        return grad_hidden_ND, grad_weight_VD, None, None
 
 
-def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """Losses are kept in at least float32 (float64 stays, for gradient checks)."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def linear_loss(
+    hidden_BSD: Tensor, weight_VD: Tensor, criterion: Criterion, chunk_elements: int = 2**22
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A criterion of a linear head's logits, summed, without materialising the logits.
+
+    Args:
+        hidden_BSD: last hidden states, [B, S, D].
+        weight_VD: head weight, [V, D], no bias.
+        criterion: what is computed of the logits of every token.
+        chunk_elements: logits that exist at one time (4 Mi elements are 16 MiB in float32).
+
+    Returns:
+        total: scalar, sum of the objective; differentiable, once, in `hidden_BSD` and `weight_VD`.
+        tokens: [B, S] each, not differentiable: `objective`, what each token adds to `total`, and the criterion's
+            `reports` by name.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if hidden_BSD.shape[:-1] != criterion.labels_BS.shape or hidden_BSD.shape[-1] != weight_VD.shape[-1]:
+        raise ValueError(
+            f"hidden {tuple(hidden_BSD.shape)}, head {tuple(weight_VD.shape)} and labels "
+            f"{tuple(criterion.labels_BS.shape)} do not fit; expected [B, S, D], [V, D] and [B, S]"
+        )
+    if not torch.is_grad_enabled():
+        # A frozen model. needs_input_grad looks at the tensors alone, and gradients would be formed for nothing.
+        hidden_BSD, weight_VD = hidden_BSD.detach(), weight_VD.detach()
+    total, tokens_RN = _ChunkedHead.apply(
+        hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), weight_VD, criterion, chunk_elements
+    )
+    names = ("objective", *criterion.reports)
+    return total, dict(zip(names, tokens_RN.view(-1, *hidden_BSD.shape[:-1]), strict=True))
 
 
 def linear_cross_entropy(
@@ -106,19 +206,5 @@ def linear_cross_entropy(
     Raises:
         ValueError: shapes that do not fit.
     """
-    if hidden_BSD.shape[:-1] != labels_BS.shape or hidden_BSD.shape[-1] != weight_VD.shape[-1]:
-        raise ValueError(
-            f"linear_cross_entropy: hidden {tuple(hidden_BSD.shape)}, head {tuple(weight_VD.shape)} and labels "
-            f"{tuple(labels_BS.shape)} do not fit; expected [B, S, D], [V, D] and [B, S]"
-        )
-    if not torch.is_grad_enabled():
-        # A frozen model. needs_input_grad looks at the tensors alone, and gradients would be formed for nothing.
-        hidden_BSD, weight_VD = hidden_BSD.detach(), weight_VD.detach()
-    total, losses_N = _LinearCrossEntropy.apply(
-        hidden_BSD.reshape(-1, hidden_BSD.shape[-1]),
-        weight_VD,
-        labels_BS.reshape(-1),
-        None if token_weights_BS is None else token_weights_BS.reshape(-1),
-        chunk_elements,
-    )
-    return total, losses_N.view(labels_BS.shape)
+    total, tokens = linear_loss(hidden_BSD, weight_VD, CrossEntropy(labels_BS, token_weights_BS), chunk_elements)
+    return total, tokens["loss"]

@@ -217,11 +217,9 @@ class MultiRound:
                 samples = ids_K = ids_N[first : first + per_chunk]
                 if self.rounds.unit == "batch":
                     samples = np.concatenate([self.order.first_round(batch) for batch in ids_K.tolist()])
-                losses, labels = score_samples(
-                    module, engine.task, self.source, samples, world, self.config.batch.micro_size
-                )
+                scores = score_samples(module, engine.task, self.source, samples, world, self.config.batch.micro_size)
                 if world.is_main:
-                    partial.write(first, *unit_means(losses, labels, unit_size))
+                    partial.write(first, *unit_means(scores.losses_N, scores.weights_N, unit_size))
                 first += ids_K.size
                 progress.update(samples.size)
         if scored := (ids_N.size - begun) * unit_size:

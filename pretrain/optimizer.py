@@ -66,10 +66,13 @@ def parameter_groups(model: nn.Module, undecayed: set[str], config: OptimizerCon
 
 
 def _embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Embedding tables and the output head: look-up tables, for which orthogonalised updates make no sense."""
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    return tables if head is None else [*tables, head.weight]
+    """Input embeddings and the output head: look-up tables, for which orthogonalised updates make no sense.
+
+    A factorised input embedding counts whole: its projection stands for a table.
+    """
+    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return [parameter for module in (*tables, *ends) if module is not None for parameter in module.parameters()]
 
 
 def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """`make vision`: from a few photographs to a model that learns tasks from example pairs, in ten minutes on two cores.
 
-    sample-images -> pairs -> tokenizer visual train -> prepare (per split and task) -> deepspeed train
+    sample-images -> pair-images -> tokenizer visual train -> prepare (per split and task) -> deepspeed train
         -> eval vision -> report
 
 DeLVM (arXiv 2402.04841) at its smallest: every picture becomes 64 codes, an input and its answer become a pair, four
@@ -9,11 +9,13 @@ pairs of one task a sentence, and a language model continues sentences. The phot
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pretrain.pipeline import Pipeline
 from pretrain.walkthrough import PYTHON, Walkthrough, option, train_command
+from tokenizer.visual import VISUAL_FILE
 
 TASKS = ("edges", "denoising", "colourisation")
 """All of them make their pairs from photographs alone; configs/delvm/quickstart_sets.yaml measures the same."""
@@ -52,12 +54,12 @@ def quickstart_vision(config: VisionQuickstartConfig) -> Path:
         *PYTHON, "data_pipeline", "sample-images", *option("images", config.images), "--crops", str(config.crops),
         "--output", str(photographs),
     )  # fmt: skip
-    drawn = {task: str(root / "pairs" / task) for task in TASKS}
-    for task, folder in drawn.items():
+    drawn = {task: str(root / "pairs" / f"{task}.parquet") for task in TASKS}
+    for task, file in drawn.items():
         pipeline.run(
-            f"draw.{task}", f"pairs of {task} as pictures", Path(folder),
-            *PYTHON, "data_pipeline", "pairs", "--input", str(photographs / "train"), "--pairs.task", task,
-            "--image_size", "64", "--records", "2000", "--output", folder,
+            f"images.{task}", f"images of {task} for the tokenizer", Path(file),
+            *PYTHON, "data_pipeline", "pair-images", "--input", str(photographs / "train"), "--pairs.task", task,
+            "--limit", "2000", "--output", file,
         )  # fmt: skip
     pipeline.run(
         "tokenizer", f"a visual tokenizer of {config.codes} codes, by k-means", tokenizer,
@@ -65,18 +67,22 @@ def quickstart_vision(config: VisionQuickstartConfig) -> Path:
         "--patches", "40000", "--output", str(tokenizer),
     )  # fmt: skip
     shards: dict[str, dict[str, str]] = {"train": {}, "valid": {}}
-    for split, copies in (("train", config.copies), ("valid", 0)):
+    for seed, (split, copies) in enumerate((("train", config.copies), ("valid", 0))):
         for task in TASKS:
             shards[split][task] = str(root / "shards" / f"{split}.{task}")
             pipeline.run(
                 f"prepare.{split}.{task}", f"token shards of {split}.{task}", Path(shards[split][task]),
                 *PYTHON, "data_pipeline", "prepare", "--input", str(photographs / split),
                 "--tokenizer", str(tokenizer), "--pairs.task", task, "--pairs.copies", str(copies),
-                "--output", shards[split][task],
+                "--pairs.seed", str(seed), "--output", shards[split][task],
             )  # fmt: skip
+    codes = json.loads((tokenizer / VISUAL_FILE).read_text(encoding="utf-8"))["vocab_size"]  # some may coincide
     pipeline.run(
         "train", f"training on {config.ranks} ranks", run,
-        *train_command(config, run, train=list(shards["train"].values()), valid=shards["valid"]),
+        *train_command(
+            config, run, train=list(shards["train"].values()), valid=shards["valid"],
+            model_overrides={"vocab_size": codes},
+        ),
         continues=True,
     )  # fmt: skip
     pipeline.run(

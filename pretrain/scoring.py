@@ -8,6 +8,8 @@ A micro-batch is computed whole on one rank, so what it yields does not depend o
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import nn
@@ -17,10 +19,21 @@ from pretrain.distributed import World
 from pretrain.tasks.base import Task
 
 
+class Scores(NamedTuple):
+    """What a frozen model makes of samples; the same on every rank."""
+
+    losses_N: np.ndarray
+    """Summed loss of every sample, float64."""
+    weights_N: np.ndarray
+    """What each sum is to be divided by, float64 (labelled tokens for a language model)."""
+    metrics: dict[str, float]
+    """The task's own metrics: means over the micro-batches, each with its weight."""
+
+
 @torch.no_grad()
 def score_samples(
     module: nn.Module, task: Task, source: Source, numbers_N: np.ndarray, world: World, micro_batch: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Scores:
     """Summed loss and weight of every sample, the same on every rank. Collective.
 
     Args:
@@ -30,11 +43,9 @@ def score_samples(
         numbers_N: their numbers, int64 [N].
         world: the ranks that share the work.
         micro_batch: samples of one forward pass.
-
-    Returns:
-        losses: float64 [N]; weights: float64 [N] (labelled tokens for a language model).
     """
     sums_2N = np.zeros((2, len(numbers_N)))
+    metrics: dict[str, float] = {}
     starts = range(0, len(numbers_N), micro_batch)
     for turn in range(0, len(starts), world.size):
         mine = turn + world.rank
@@ -46,5 +57,11 @@ def score_samples(
         if mine < len(starts):
             pair = torch.stack([output.per_sample.double(), output.per_sample_weight.double()])
             sums_2N[:, start : start + micro_batch] = pair.cpu().numpy()
-    losses_N, weights_N = np.array(world.sum(sums_2N.reshape(-1).tolist())).reshape(2, -1)
-    return losses_N, weights_N
+        weight = float(output.per_sample_weight.sum()) if mine < len(starts) else 0.0
+        for name, value in output.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + weight * float(value)
+    names = sorted(metrics)
+    sums = world.sum([*(metrics[name] for name in names), *sums_2N.reshape(-1).tolist()])
+    losses_N, weights_N = np.array(sums[len(names) :]).reshape(2, -1)
+    whole = max(weights_N.sum(), 1e-30)
+    return Scores(losses_N, weights_N, {name: value / whole for name, value in zip(names, sums, strict=False)})

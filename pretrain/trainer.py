@@ -29,7 +29,7 @@ from pretrain.loss_record import LossRecord, in_global_batch
 from pretrain.multi_round import MultiRound
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput, peak_tflops
-from pretrain.validation import mean_loss
+from pretrain.validation import validate
 
 
 class Outcome(Enum):
@@ -267,10 +267,10 @@ class Trainer:
         losses: dict[str, float] = {}
         derived: dict[str, float] = {}
         for name, source in self.validation.items():
-            losses[name] = mean_loss(
+            losses[name], metrics = validate(
                 engine, source, self.world, self.config.batch.micro_size, self.config.validation.samples
             )
-            for metric, value in self.task.validation_metrics(name, losses[name]).items():
+            for metric, value in (metrics | self.task.validation_metrics(name, losses[name])).items():
                 derived[f"{metric}/{name}"] = value
         if losses:
             mean = sum(losses.values()) / len(losses)

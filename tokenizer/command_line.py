@@ -25,7 +25,7 @@ def add_config_arguments(parser: ArgumentParser, config_class: type, config_file
         parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     for name, field in lists.items():
         required = field.default is MISSING and field.default_factory is MISSING
-        default: list[str] | None = [] if field.default_factory is not MISSING else None
+        default = field.default_factory() if field.default_factory is not MISSING else None
         item = int if "int" in str(field.type) else str
         parser.add_argument(f"--{name}", nargs="+", type=item, required=required, default=default, help=helps[name])
     parser.add_class_arguments(config_class, skip=set(lists))

@@ -1,7 +1,9 @@
 """The tasks that the trainer can train. `Task` is the interface; each other file is one task.
 
 base.py              Task, LossOutput, TaskModule
-language_model.py    LanguageModelTask: packed text, chunked cross-entropy
+decoder.py           DecoderTask: what next-token tasks share, a teacher among it
+language_model.py    LanguageModelTask: packed text
+visual_sentences.py  VisualSentenceTask: sentences of images, factorised through a codebook
 word_recognition.py  WordRecognitionTask: PARSeq on word images
 """
 
@@ -9,10 +11,12 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "DecoderTask": "decoder",
     "LanguageModelTask": "language_model",
     "LossOutput": "base",
     "Task": "base",
     "TaskModule": "base",
+    "VisualSentenceTask": "visual_sentences",
     "WordRecognitionTask": "word_recognition",
 }
 __all__ = list(_HOMES)

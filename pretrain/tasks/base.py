@@ -33,7 +33,7 @@ class LossOutput(NamedTuple):
     per_sample_weight: Tensor
     """[B], detached: what each sample's sum is to be divided by (labelled tokens for a language model)."""
     metrics: dict[str, Tensor]
-    """Further scalars to log; each is averaged over the micro-batches and ranks of a step."""
+    """Further scalars to log, means over the micro-batch; averaged over those of a step, by weight in validation."""
 
 
 class Task(ABC):

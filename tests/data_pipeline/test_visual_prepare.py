@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from data_pipeline import Meta, PairsConfig, PairSet, PrepareConfig, SentenceSource, TokenSource, prepare
 from data_pipeline.__main__ import main
@@ -222,6 +221,8 @@ def test_nested_options_come_from_yaml_and_the_command_line(
 
 
 def test_the_sheet_shows_the_first_records(photographs: Path, tmp_path: Path, capsys) -> None:
+    from PIL import Image
+
     sheet = tmp_path / "sheets" / "edges.png"
     arguments = ["pairs", "--input", str(photographs), "--output", str(sheet), "--pairs.task=edges"]
     assert main([*arguments, "--image_size=16", "--records=5", "--columns=2"]) == 0
@@ -232,16 +233,3 @@ def test_the_sheet_shows_the_first_records(photographs: Path, tmp_path: Path, ca
     assert pixels.shape == (3 * 20, 2 * 36, 3)
     pairs = PairSet(PairsConfig("edges"), [photographs], 16)
     assert np.array_equal(pixels[20:36, 36:68], np.concatenate(pairs.pair(3), axis=1))
-
-
-def test_every_image_of_a_record_becomes_a_file(photographs: Path, tmp_path: Path, capsys) -> None:
-    folder = tmp_path / "edges"
-    arguments = ["pairs", "--input", str(photographs), "--output", str(folder), "--pairs.task=edges"]
-    assert main([*arguments, "--records=3", "--image_size=16"]) == 0
-    assert "3 of " in capsys.readouterr().out
-    expected = PairSet(PairsConfig(task="edges"), [photographs], 16).pair(2)
-    assert sorted(path.name for path in folder.iterdir())[-2:] == ["000002-0.png", "000002-1.png"]
-    for place, image in enumerate(expected):
-        assert np.array_equal(np.asarray(Image.open(folder / f"000002-{place}.png")), image)
-    assert main(arguments) == 1
-    assert "holds files already" in capsys.readouterr().err

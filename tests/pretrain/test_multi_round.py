@@ -396,5 +396,5 @@ def test_two_ranks_make_the_same_ledger_and_the_same_choice(tmp_path, whole):
     model = task.build_model(0)
     model.load_state_dict(weights(output, STEPS))
     module = TaskModule(task, model.eval())
-    sums = score_samples(module, task, ToySource(SIZE), found["ids"], initialise_world(), 2)
-    assert np.array_equal(unit_means(*sums, 1)[0], found["losses"])
+    scores = score_samples(module, task, ToySource(SIZE), found["ids"], initialise_world(), 2)
+    assert np.array_equal(unit_means(scores.losses_N, scores.weights_N, 1)[0], found["losses"])

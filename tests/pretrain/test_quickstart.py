@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from eval.grid_preparation import read_defined
+from eval.vision_sets import parse_sets
 from pretrain import __main__ as front_door
 from pretrain import pipeline
 from pretrain.command_line import parse
 from pretrain.pipeline import Pipeline, StepFailed, shorten
+from pretrain.quickstart_vision import SETS, TASKS
 from tests.pretrain.conftest import ROOT
 
 OPTIONS = {name: command.options() for name, command in front_door.COMMANDS.items()}
@@ -34,6 +37,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             output.mkdir(parents=True)
             for name in ("train.en", "valid.en"):
                 (output / f"{name}.jsonl").write_text("")
+        if "visual" in command:
+            output.mkdir()
+            (output / "visual_tokenizer.json").write_text('{"vocab_size": 500}')
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(pipeline.subprocess, "run", pretend)
@@ -99,6 +105,21 @@ def test_the_recogniser_is_measured_on_words_it_has_not_seen(launched, monkeypat
 def test_own_words_take_the_place_of_the_corpus(launched, monkeypatch, tmp_path) -> None:
     assert call(monkeypatch, "ocr", "--output", str(tmp_path), "--words", "a.txt", "b.txt") == 0
     assert launched[0][2:7] == ["data_pipeline", "sample-words", "--words", "a.txt", "b.txt"]
+
+
+def test_held_out_photographs_are_neither_in_the_tokenizer_nor_in_training(launched, monkeypatch, tmp_path) -> None:
+    assert call(monkeypatch, "vision", "--output", str(tmp_path), "--images", "a/", "b.jpg") == 0
+    assert launched[0][2:7] == ["data_pipeline", "sample-images", "--images", "a/", "b.jpg"]
+    held_out = str(tmp_path / "photographs" / "valid")
+    reading = [after(command, "--output") for command in launched if held_out in command]
+    assert {Path(folder).name for folder in reading} == {f"valid.{task}" for task in TASKS}
+    train = next(command for command in launched if "deepspeed" in command[0])
+    assert not any(folder in after(train, "--task.train") for folder in reading)
+    assert after(train, "--task.model_overrides") == '{"vocab_size": 500}'
+    sets = parse_sets(read_defined(ROOT / SETS, {"photographs": str(tmp_path / "photographs")}), SETS)
+    assert {each.task for each in sets} == set(TASKS)
+    for each in sets:
+        assert each.held_out.input == [held_out] and each.examples.input == [str(tmp_path / "photographs" / "train")]
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "quickstart"])

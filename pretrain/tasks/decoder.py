@@ -1,0 +1,251 @@
+"""What every next-token task shares: a decoder, a mixture of token shards, the chunked loss, and perhaps a teacher.
+
+    Source -> {input_ids, labels, position_ids}_BS -> decoder -> head and loss, chunk by chunk
+                                                   -> frozen teacher -> its head, in the same chunks
+
+A subclass says what a sample is, which tokenizer made its ids, and how the model leaves.
+
+Shapes: B batch, S sequence, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
+
+from arch import ModelConfigError, PanguPiForCausalLM, count_flops, count_parameters, load_causal_lm, load_model_config
+from data_pipeline import Batch, Source, collate_tokens
+from pretrain.distillation import Distillation, DistillationConfig
+from pretrain.errors import ConfigurationError
+from pretrain.loss import IGNORE_INDEX, Criterion, CrossEntropy, linear_loss
+from pretrain.tasks.base import LossOutput, Task, seeded_build
+from pretrain.teacher import Teacher
+
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+class DecoderTask(Task):
+    """Next-token prediction with a PanGu-pi or LLaMA-shaped decoder, alone or beside a teacher.
+
+    Args:
+        model: shape of the model: a YAML of PanguPiConfig fields or a transformers directory.
+        train: directories of token shards.
+        valid: held-out directories of token shards by name.
+        weights: mixture weights of `train`; None mixes in proportion to size.
+        attention: attention implementation of transformers (sdpa, flash_attention_2, flex_attention, eager).
+        model_overrides: fields of the model's shape to change.
+        initial_weights: directory of a model to start from instead of random values.
+        loss_chunk_elements: logits that exist at one time in the loss.
+        teacher: a model whose predictions are learned besides the data's (see pretrain/teacher.py).
+        distillation: how teacher and data are weighed.
+    """
+
+    accuracy = False
+    """Whether to log how often the label is the most likely token."""
+
+    def __init__(
+        self,
+        model: str,
+        train: list[str],
+        valid: dict[str, str] | None = None,
+        weights: list[float] | None = None,
+        attention: str = "sdpa",
+        model_overrides: dict[str, Any] | None = None,
+        initial_weights: str | None = None,
+        loss_chunk_elements: int = 2**22,
+        teacher: str | None = None,
+        distillation: DistillationConfig | None = None,
+    ) -> None:
+        if not train:
+            raise ConfigurationError("task.train is empty: name at least one directory of token shards")
+        if distillation is not None and teacher is None:
+            raise ConfigurationError("task.distillation is set without task.teacher; name one or leave both out")
+        self.train, self.valid, self.weights = train, valid or {}, weights
+        self.attention, self.initial_weights, self.loss_chunk_elements = attention, initial_weights, loss_chunk_elements
+        self.teacher = None if teacher is None else Teacher(teacher, attention)
+        self.distillation = distillation or DistillationConfig()
+        try:
+            self.model_config = load_model_config(model, model_overrides)
+        except ModelConfigError as error:
+            raise ConfigurationError(f"task.model or task.model_overrides: {error}") from None
+
+    @abstractmethod
+    def open_source(self, directory: str, training: bool) -> Any:
+        """The samples of one directory of shards; has the shards' `meta`."""
+
+    @abstractmethod
+    def hash_of_tokenizer(self, directory: Path) -> str:
+        """The hash of the tokenizer in a directory, as `meta.json` has it."""
+
+    @abstractmethod
+    def special_tokens(self) -> dict[str, int | None]:
+        """The model's SPECIAL_TOKENS."""
+
+    @abstractmethod
+    def save_tokenizer(self, directory: Path) -> None:
+        """Writes the tokenizer into a new directory."""
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """The tokenizer that the training shards were written with."""
+        return Path(self.train[0]) / "tokenizer"
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """Names that tokenizer by content."""
+        return self.hash_of_tokenizer(self.tokenizer_directory)
+
+    def _source(self, directory: str, training: bool) -> Any:
+        source = self.open_source(directory, training)
+        if source.meta.vocab_size > self.model_config.vocab_size:
+            raise ConfigurationError(
+                f"{directory}: its tokenizer has {source.meta.vocab_size} pieces, the model only "
+                f"{self.model_config.vocab_size} embeddings; set task.model_overrides.vocab_size"
+            )
+        return source
+
+    @cached_property
+    def _train_sources(self) -> list[Any]:
+        return [self._source(directory, training=True) for directory in self.train]
+
+    @cached_property
+    def _valid_sources(self) -> dict[str, Any]:
+        return {name: self._source(directory, training=False) for name, directory in self.valid.items()}
+
+    def training_sources(self) -> tuple[Sequence[Source], Sequence[float] | None]:
+        sources = self._train_sources
+        hashes = {directory: source.meta.tokenizer_hash for directory, source in zip(self.train, sources, strict=True)}
+        hashes.update({self.valid[name]: source.meta.tokenizer_hash for name, source in self._valid_sources.items()})
+        if len(set(hashes.values())) > 1:
+            listing = ", ".join(f"{directory}: {value[:12]}" for directory, value in hashes.items())
+            raise ConfigurationError(f"shards of different tokenizers cannot be mixed ({listing})")
+        if self.teacher is not None:
+            self.teacher.check(self.model_config.vocab_size, self.tokenizer_hash, self.hash_of_tokenizer)
+        return sources, self.weights
+
+    def validation_sources(self) -> Mapping[str, Source]:
+        return self._valid_sources
+
+    def build_model(self, seed: int) -> nn.Module:
+        if self.initial_weights is not None:
+            return self.initial_model(self.initial_weights)
+        config = self.model_config
+        for name, value in self.special_tokens().items():
+            setattr(config, name, value)
+        config.max_position_embeddings = max(config.max_position_embeddings, self.units_per_sample()[0])
+        config._attn_implementation = self.attention
+        try:
+            return seeded_build(self.new_model, seed)
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(f"task.attention {self.attention!r} or the model's shape: {error}") from error
+
+    def new_model(self) -> nn.Module:
+        """A model of the task's shape, drawn from torch's global generator."""
+        return PanguPiForCausalLM(self.model_config)
+
+    def initial_model(self, directory: str) -> nn.Module:
+        """The model at `directory`, which must have the task's shape."""
+        model = load_causal_lm(directory, attn_implementation=self.attention)
+        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count"):
+            have, want = getattr(model.config, field), getattr(self.model_config, field)
+            if have != want:
+                raise ConfigurationError(f"{directory}: {field} is {have}, the run's model has {want}")
+        return model
+
+    def load_model(self, directory: Path) -> nn.Module:
+        disable_progress_bar()  # it would tear the caller's own bar apart
+        return load_causal_lm(directory, attn_implementation=self.attention)
+
+    def prepare_model(self, model: nn.Module, activation_checkpointing: bool, compile_model: bool) -> None:
+        super().prepare_model(model, activation_checkpointing, compile_model=False)
+        if compile_model:
+            # Block by block: compiles once for all layers and leaves ZeRO's hooks outside of the graphs.
+            model.model.compile_layers()  # type: ignore[union-attr, operator]
+
+    def collate(self, samples: list[dict[str, np.ndarray]]) -> Batch:
+        return collate_tokens(samples)
+
+    def weight(self, batch: Batch) -> float:
+        return float((batch["labels"] != IGNORE_INDEX).sum())
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
+        """Cross-entropy against the data; in training, with a teacher, the weighted sum of both losses."""
+        hidden_BSD = model.model(  # type: ignore[operator]
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).last_hidden_state
+        criterion: Criterion = CrossEntropy(batch["labels"], accuracy=self.accuracy)
+        if self.teacher is not None and model.training:
+            criterion = Distillation(criterion, *self.teacher.hidden(batch, hidden_BSD), self.distillation)
+        total, tokens = linear_loss(hidden_BSD, model.lm_head.weight, criterion, self.loss_chunk_elements)
+        counts_B, objective_BS = (batch["labels"] != IGNORE_INDEX).sum(dim=1), tokens["objective"]
+        return LossOutput(
+            total, objective_BS.sum(dim=1), counts_B.to(objective_BS.dtype), self.metrics(tokens, counts_B.sum())
+        )
+
+    def metrics(self, tokens: Mapping[str, Tensor], count: Tensor) -> dict[str, Tensor]:
+        """What to log of a micro-batch, as means over its `count` labels.
+
+        Args:
+            tokens: [B, S] each: `objective`, `loss` against the data, perhaps `correct`; with a teacher `divergence`.
+            count: number of labels.
+        """
+        names = {"correct": "accuracy"}
+        if "divergence" in tokens:
+            names |= {"loss": "loss_gt", "divergence": "loss_kd"}
+        return {names[name]: values_BS.sum() / count for name, values_BS in tokens.items() if name in names}
+
+    def flops_per_sample(self) -> float:
+        """Three forward passes of the student and one of the teacher."""
+        length = self.units_per_sample()[0]
+        flops = count_flops(self.model_config, length).train_per_token
+        if self.teacher is not None:
+            flops += count_flops(self.teacher.config, length).forward_per_token
+        return flops * length
+
+    def identity(self) -> dict[str, Any]:
+        config = self.model_config.to_diff_dict()
+        config.pop("transformers_version", None)
+        identity = {"model": config, "tokenizer": self.tokenizer_hash, "sequence_length": self.units_per_sample()[0]}
+        if self.teacher is not None:
+            identity["teacher"] = {"files": self.teacher.identity(), **asdict(self.distillation)}
+        return identity
+
+    def replay_description(self) -> dict[str, Any]:
+        return {"shards": [str(Path(directory).resolve()) for directory in self.train]}
+
+    def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
+        rows = {
+            "attention": f"{model.config._attn_implementation} (asked for: {self.attention})",  # type: ignore[union-attr]
+            "tokenizer": self.tokenizer_hash[:16],
+        }
+        if self.teacher is not None:
+            rows["teacher"] = self._audit_teacher(batch)
+        return rows
+
+    def _audit_teacher(self, batch: Batch) -> str:
+        """Reads the teacher's weights, which may fail, and says what it knows of a real batch."""
+        assert self.teacher is not None
+        device = batch["input_ids"].device
+        hidden_BSE, weight_VE = self.teacher.hidden(batch, torch.empty(0, device=device))
+        total, _ = linear_loss(hidden_BSE, weight_VE, CrossEntropy(batch["labels"]), self.loss_chunk_elements)
+        mean = float(total) / max(self.weight(batch), 1.0)
+        kl = "KL(student || teacher)" if self.distillation.reverse else "KL(teacher || student)"
+        return (
+            f"{self.teacher.path}: {count_parameters(self.teacher.config).total:,} parameters, frozen, loss {mean:.3f} "
+            f"on the first batch; {self.distillation.weight_gt:g} x cross-entropy + {self.distillation.weight_kd:g} x "
+            f"{kl} at temperature {self.distillation.temperature:g}"
+        )
+
+    def save_pretrained(self, model: nn.Module, state_dict: Mapping[str, Tensor], directory: Path) -> None:
+        disable_progress_bar()  # it would tear the training's own bar apart
+        model.save_pretrained(directory, state_dict=dict(state_dict))  # type: ignore[operator]
+        self.save_tokenizer(directory / "tokenizer")

@@ -1,0 +1,230 @@
+"""Visual sentences: next-token prediction over the codes of images (DeLVM, spec delvm.md, sections 2 and 3).
+
+    shards -> SentenceSource -> {input_ids, labels, position_ids}_BT -> factorised embedding -> decoder -> chunked loss
+
+The vocabulary is the codes and nothing else: no token begins, separates or ends anything, so generation makes exactly
+as many ids as it is asked for. The model trains with its input embedding factorised through the frozen codebook and
+leaves folded, as a plain transformers model with the visual tokenizer beside it.
+
+Shapes: B sentences, n ids of an image, T = images_per_sentence * n - 1 labels, V codes, C features of a code, D width.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from arch import PanguPiForCausalLM
+from arch.visual.factorised_embedding import FactorisedEmbedding, factorise, fold_state_dict
+from arch.visual.initialisation import initialise
+from data_pipeline import Batch
+from data_pipeline.sentence_source import SentenceSource
+from pretrain.distillation import DistillationConfig
+from pretrain.errors import ConfigurationError
+from pretrain.tasks.base import seeded_build
+from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
+from pretrain.visual_losses import sentence_means
+from tokenizer.visual import VisualTokenizer, VisualTokenizerError, load_visual_tokenizer
+
+
+class VisualSentenceTask(DecoderTask):
+    """Next-token prediction on sentences of images.
+
+    Args:
+        model: shape of the model: a YAML of PanguPiConfig fields (configs/delvm/models/*.yaml) or a transformers
+            directory; its vocabulary is the tokenizer's codes, its head is not tied.
+        train: directories of image shards, one task each (written by `python -m data_pipeline prepare --pairs...`).
+        valid: held-out directories of image shards by name, such as {seg: ..., edge: ...}.
+        weights: mixture weights of `train`; None mixes in proportion to size.
+        images_per_sentence: images of a sentence; 8 are four pairs.
+        passes: times that the records of `train` are dealt into sentences, each time anew.
+        sentence_seed: names the deals.
+        factorised: train the input embedding as codebook x projection; otherwise as a table of its own.
+        initialisation: delvm (as meant), delvm_released (as released, spec 8.9), or model (the shape's own).
+        attention: attention implementation of transformers (sdpa, flash_attention_2, flex_attention, eager).
+        model_overrides: fields of the model's shape to change, such as {vocab_size: 1024}.
+        initial_weights: directory of a model to start from; if `factorised`, one that was trained so.
+        loss_chunk_elements: logits that exist at one time in the loss.
+        teacher: a run, checkpoint or transformers directory whose predictions are learned besides the data's; it must
+            have been trained with the same visual tokenizer.
+        distillation: how teacher and data are weighed; by default both with weight 1, at temperature 1.
+    """
+
+    accuracy = True
+
+    def __init__(
+        self,
+        model: str,
+        train: list[str],
+        valid: dict[str, str] | None = None,
+        weights: list[float] | None = None,
+        images_per_sentence: int = 8,
+        passes: int = 1,
+        sentence_seed: int = 0,
+        factorised: bool = True,
+        initialisation: Literal["delvm", "delvm_released", "model"] = "delvm",
+        attention: str = "sdpa",
+        model_overrides: dict[str, Any] | None = None,
+        initial_weights: str | None = None,
+        loss_chunk_elements: int = 2**22,
+        teacher: str | None = None,
+        distillation: DistillationConfig | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            train,
+            valid,
+            weights,
+            attention,
+            model_overrides,
+            initial_weights,
+            loss_chunk_elements,
+            teacher,
+            distillation,
+        )
+        self.images_per_sentence, self.passes, self.sentence_seed = images_per_sentence, passes, sentence_seed
+        self.factorised, self.initialisation = factorised, initialisation
+        if factorised and self.model_config.tie_word_embeddings:
+            raise ConfigurationError(
+                "task.model ties its head to the embedding, which is factorised and has no table to share; set "
+                "task.model_overrides.tie_word_embeddings false, or task.factorised false"
+            )
+
+    @cached_property
+    def tokenizer(self) -> VisualTokenizer:
+        """The visual tokenizer that the training shards were written with."""
+        try:
+            return load_visual_tokenizer(self.tokenizer_directory)
+        except (FileNotFoundError, VisualTokenizerError) as error:
+            raise ConfigurationError(f"task.train: {error}; is this a directory of image shards?") from None
+
+    def hash_of_tokenizer(self, directory: Path) -> str:
+        try:
+            return load_visual_tokenizer(directory).hash
+        except VisualTokenizerError as error:
+            raise ConfigurationError(str(error)) from None
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        return self.tokenizer.hash
+
+    def save_tokenizer(self, directory: Path) -> None:
+        shutil.copytree(self.tokenizer_directory, directory)
+
+    def special_tokens(self) -> dict[str, int | None]:
+        return dict.fromkeys(SPECIAL_TOKENS)
+
+    def open_source(self, directory: str, training: bool) -> SentenceSource:
+        if self.tokenizer.vocab_size != self.model_config.vocab_size:
+            raise ConfigurationError(
+                f"{self.tokenizer_directory}: has {self.tokenizer.vocab_size} codes, the model a vocabulary of "
+                f"{self.model_config.vocab_size}; they must be equal, set task.model_overrides.vocab_size"
+            )
+        passes = self.passes if training else 1
+        return SentenceSource(directory, self.images_per_sentence, passes, self.sentence_seed)
+
+    def units_per_sample(self) -> tuple[int, str]:
+        return self.images_per_sentence * self.tokenizer.tokens_per_image - 1, "tokens"
+
+    def new_model(self) -> nn.Module:
+        model = PanguPiForCausalLM(self.model_config)
+        if self.factorised:
+            factorise(model, self._codebook())
+        return model if self.initialisation == "model" else initialise(model, self.initialisation)
+
+    def initial_model(self, directory: str) -> nn.Module:
+        model = super().initial_model(directory)
+        if self.factorised:
+            table_VD = model.get_input_embeddings().weight  # type: ignore[operator]
+            seeded_build(lambda: factorise(model, self._codebook()), 0)  # type: ignore[arg-type]
+            try:
+                model.get_input_embeddings().unfold_(table_VD)  # type: ignore[operator]
+            except ValueError as error:
+                raise ConfigurationError(f"task.initial_weights {directory}: {error}") from None
+        return model
+
+    def _codebook(self) -> Tensor:
+        return torch.from_numpy(self.tokenizer.codebook())
+
+    def metrics(self, tokens: Mapping[str, Tensor], count: Tensor) -> dict[str, Tensor]:
+        """Adds the cross-entropy of target images and of the last target."""
+        means = sentence_means(tokens["loss"], self.tokenizer.tokens_per_image)
+        return super().metrics(tokens, count) | {f"loss_{name}": mean for name, mean in means.items()}
+
+    def validation_metrics(self, name: str, mean_loss: float) -> dict[str, float]:
+        """Perplexity: exp of the mean over all tokens, however they were batched."""
+        return {"perplexity": math.exp(min(mean_loss, 700.0))}
+
+    def flops_per_sample(self) -> float:
+        """Adds the projection of the codebook's features, which a table does not have."""
+        features = self.tokenizer.codebook().shape[1] if self.factorised else 0
+        return (
+            super().flops_per_sample() + 3 * 2 * features * self.model_config.hidden_size * self.units_per_sample()[0]
+        )
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"factorised": self.factorised}
+
+    def replay_description(self) -> dict[str, Any]:
+        return super().replay_description() | {
+            "kind": "sentences",
+            "images_per_sentence": self.images_per_sentence,
+            "passes": self.passes,
+            "sentence_seed": self.sentence_seed,
+        }
+
+    def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
+        tokenizer, embedding = self.tokenizer, "a table of its own"
+        if isinstance(factors := model.get_input_embeddings(), FactorisedEmbedding):  # type: ignore[operator]
+            codes, features = factors.codebook.shape
+            embedding = f"frozen codebook {codes} x {features}, projected to {factors.projection.out_features}"
+        return super().audit(model, batch) | {
+            "codes": f"{tokenizer.vocab_size}, no other token",
+            "images": f"{tokenizer.image_size} pixels, {tokenizer.grid} x {tokenizer.grid} tokens",
+            "sentence": f"{self.images_per_sentence} images = {self.units_per_sample()[0] + 1} tokens",
+            "input embedding": embedding,
+            "causality": check_causality(model, batch, tokenizer.tokens_per_image),
+        }
+
+    def evaluation_context(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer}
+
+    def save_pretrained(self, model: nn.Module, state_dict: Mapping[str, Tensor], directory: Path) -> None:
+        """The model with its embedding folded, in transformers format, and a copy of the visual tokenizer."""
+        folded = fold_state_dict(state_dict)
+        with torch.device("meta"):  # only a configuration and names: the weights are those of `folded`
+            shell = PanguPiForCausalLM(model.config).to(folded["lm_head.weight"].dtype)  # type: ignore[arg-type]
+        super().save_pretrained(shell, folded, directory)
+
+
+@torch.no_grad()
+def check_causality(model: nn.Module, batch: Batch, tokens_per_image: int, tolerance: float = 1e-3) -> str:
+    """Edits the last image of a real sentence and checks that no hidden state before it moves.
+
+    Returns a sentence for the audit table.
+
+    Raises:
+        RuntimeError: the mask lets tokens look ahead.
+    """
+    ids_1T, positions_1T = batch["input_ids"][:1], batch["position_ids"][:1]
+    kept = ids_1T.shape[1] + 1 - tokens_per_image
+    edited_1T = ids_1T.clone()
+    edited_1T[:, kept:] = (edited_1T[:, kept:] + 1) % model.config.vocab_size  # type: ignore[union-attr]
+    before, after = (
+        model.model(input_ids=ids, position_ids=positions_1T, use_cache=False).last_hidden_state  # type: ignore[operator]
+        for ids in (ids_1T, edited_1T)
+    )
+    moved = float((after - before)[:, :kept].abs().max() / before.abs().max())
+    if moved > tolerance:
+        raise RuntimeError(
+            f"attention looks ahead: editing the last image of a sentence moved an earlier token by {moved:.2e} "
+            f"(attention {model.config._attn_implementation}); choose another task.attention"  # type: ignore[union-attr]
+        )
+    return f"editing the last image of a real sentence moves no earlier token (largest change {moved:.1e})"
