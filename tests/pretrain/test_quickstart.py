@@ -116,6 +116,8 @@ def test_held_out_photographs_are_neither_in_the_tokenizer_nor_in_training(launc
     train = next(command for command in launched if "deepspeed" in command[0])
     assert not any(folder in after(train, "--task.train") for folder in reading)
     assert after(train, "--task.model_overrides") == '{"vocab_size": 500}'
+    for split in ("train", "valid"):
+        (tmp_path / "photographs" / split).mkdir(parents=True)
     sets = parse_sets(read_defined(ROOT / SETS, {"photographs": str(tmp_path / "photographs")}), SETS)
     assert {each.task for each in sets} == set(TASKS)
     for each in sets:
