@@ -213,9 +213,11 @@ def prompt_models(grid: Delvm) -> dict[str, Any] | None:
     if not models:
         return None
     named = [f"{name}={directory}" for name, directory in models.items()]
-    limits = {"queries": prompted.queries, "batch_size": 64}
     define = [f"{name}={value}" for name, value in prompted.define.items()]
-    return run_vision(VisionOptions(named, prompted.sets, str(path.parent), define, control=True, **limits))
+    options = VisionOptions(
+        named, prompted.sets, str(path.parent), define, control=True, queries=prompted.queries, batch_size=64
+    )
+    return run_vision(options)
 
 
 def run(options: DelvmOptions) -> None:

@@ -148,8 +148,8 @@ def loss_table(grid: Delvm, models: Mapping[str, BY_SEED], sets: Mapping[str, An
                 ]
             )
         unigram = entry["sentences"]["unigram"]
-        by_pairs = [f"{value:.3f}" for value in unigram["loss_by_pairs"]]
-        rows.append([name, "frequencies of the codes", f"{unigram['loss']:.3f}", *by_pairs])
+        levels = [unigram["loss"], *unigram["loss_by_pairs"]]
+        rows.append([name, "frequencies of the codes", *(f"{level:.3f}" for level in levels)])
     count = len(next(iter(sets.values()))["sentences"]["unigram"]["loss_by_pairs"])
     return markdown_table(["set", "model", "all codes", *(f"target after {k} pairs" for k in range(count))], rows)
 

@@ -77,8 +77,8 @@ def edge_f1(outputs_NHWC: np.ndarray, truths_NHWC: np.ndarray) -> float:
 def measure(task: str, outputs_NHWC: np.ndarray, truths_NHWC: np.ndarray) -> dict[str, float]:
     """The measures of a task, its own first: segmentation {miou}, edges {psnr, ssim, f1}, all others {psnr, ssim}."""
     if task == SEGMENTATION:
-        classes = [nearest_class(images, CAMVID_PALETTE) for images in (outputs_NHWC, truths_NHWC)]
-        return {"miou": mean_iou(*classes, len(CAMVID_PALETTE), VOID)}
+        predicted_NHW, true_NHW = (nearest_class(images, CAMVID_PALETTE) for images in (outputs_NHWC, truths_NHWC))
+        return {"miou": mean_iou(predicted_NHW, true_NHW, len(CAMVID_PALETTE), VOID)}
     pixels = {"psnr": mean_psnr(outputs_NHWC, truths_NHWC), "ssim": mean_ssim(outputs_NHWC, truths_NHWC)}
     return {**pixels, "f1": edge_f1(outputs_NHWC, truths_NHWC)} if task == EDGES else pixels
 

@@ -276,7 +276,7 @@ def test_the_command(folder, model, encoded, tmp_path, capsys):
 )
 def test_wrong_arguments_end_in_one_line(folder, tmp_path, capsys, change, words, message):
     sets = yaml.safe_load((folder / "sets.yaml").read_text()) | change
-    (tmp_path / "sets.yaml").write_text(yaml.safe_dump(sets))
+    (tmp_path / "sets.yaml").write_text(yaml.safe_dump(sets, sort_keys=False))
     command = arguments(folder, tmp_path / "out")
     command[command.index("--sets") + 1] = str(tmp_path / "sets.yaml")
     if words and words[0] in command:
