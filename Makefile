@@ -1,10 +1,10 @@
-# Two commands do everything: `make quickstart` and `make test`. Both build .venv first, once.
+# `make quickstart`, `make ocr`, `make vision` show what is here; `make test` checks it. All build .venv first, once.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart recipe test lint format benchmarks clean
+.PHONY: venv quickstart ocr vision recipe test lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -15,6 +15,12 @@ $(STAMP): pyproject.toml
 
 quickstart: venv
 	$(BIN)/python -m pretrain quickstart --output runs/quickstart $(ARGS)
+
+ocr: venv
+	$(BIN)/python -m pretrain ocr --output runs/ocr $(ARGS)
+
+vision: venv
+	$(BIN)/python -m pretrain vision --output runs/vision $(ARGS)
 
 # The tiny-model recipe at its smallest scale; the donor is a package that carries SmolLM2-135M (93 MB, Apache-2.0).
 recipe: venv

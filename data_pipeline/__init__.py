@@ -20,6 +20,8 @@
                      pairs_sheet.py shows them, pair_images.py writes them
     synth_words.py   words drawn from lists: word_lists.py, word_fonts.py, word_photographs.py, render_words.py
     replay_sources.py  what replay can open again, by the kind of data; replay_words.py does so for word images
+    sample_words.py, sample_images.py   words and photographs (photographs_builtin.py) for a first run, split for good
+                     by keyed_split.py, as sample.py splits text
 
 The front door is `python -m data_pipeline`. A public name loads its module when first used: importing the room is
 cheap.

@@ -1,6 +1,6 @@
-"""`python -m data_pipeline prepare | remap | replay | sample | pairs | pair-images | synth-words`: text or images to
-shards, shards to a smaller tokenizer, the documents of a step, a first corpus, image pairs to look at or to fit a
-tokenizer on, word images."""
+"""`python -m data_pipeline prepare | remap | replay | sample | sample-words | sample-images | pairs | pair-images |
+synth-words`: text or images to shards, shards to a smaller tokenizer, the documents of a step, a first corpus, words
+and photographs, image pairs to look at or to fit a tokenizer on, word images."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -44,6 +44,20 @@ def sample_command(config: Any) -> None:
     print(sample(config).to_text())
 
 
+def sample_words_command(config: Any) -> None:
+    """Write two word lists, and say what they hold."""
+    from data_pipeline.sample_words import sample_words
+
+    print(sample_words(config))
+
+
+def sample_images_command(config: Any) -> None:
+    """Write crops of photographs, and say of which."""
+    from data_pipeline.sample_images import sample_images
+
+    print(sample_images(config))
+
+
 def pairs_command(config: Any) -> None:
     """Draw records of images, and say what they are."""
     from data_pipeline.pairs_sheet import draw_sheet
@@ -73,6 +87,8 @@ def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     from data_pipeline.remap import RemapConfig
     from data_pipeline.replay import ReplayConfig
     from data_pipeline.sample import SampleConfig
+    from data_pipeline.sample_images import SampleImagesConfig
+    from data_pipeline.sample_words import SampleWordsConfig
     from data_pipeline.synth_words import SynthCommand
 
     return {
@@ -84,6 +100,16 @@ def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
         "remap": (RemapConfig, remap_command, "Turn shards into shards of a compressed tokenizer, without the text."),
         "replay": (ReplayConfig, replay_command, "Print the exact documents of one step of a run."),
         "sample": (SampleConfig, sample_command, "Write a small corpus, split into train and validation."),
+        "sample-words": (
+            SampleWordsConfig,
+            sample_words_command,
+            "Split the words of texts into seen and unseen ones.",
+        ),
+        "sample-images": (
+            SampleImagesConfig,
+            sample_images_command,
+            "Write crops of photographs, split by photograph.",
+        ),
         "pairs": (PairsSheetConfig, pairs_command, "Draw image pairs on a sheet, to look at before they are encoded."),
         "pair-images": (PairImagesConfig, pair_images_command, "Write the images of image pairs, for a tokenizer."),
         "synth-words": (SynthCommand, synth_words_command, "Draw word images into an LMDB, for text recognition."),

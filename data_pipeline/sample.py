@@ -8,7 +8,6 @@ the files, and a repeated document never has one copy on each side. One pass, co
 about two seconds.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ import orjson
 from tqdm import tqdm
 
 from data_pipeline.corpus_builtin import LICENSES, builtin_documents
+from data_pipeline.keyed_split import is_held_out
 from tokenizer.documents import (
     SUFFIXES,
     Document,
@@ -200,8 +200,7 @@ class _Rejected:
 
 def _split(text: str, config: SampleConfig) -> str:
     """`valid` where the keyed 64-bit hash of the text falls under the fraction."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=str(config.seed).encode()).digest()
-    return "valid" if int.from_bytes(digest, "little") < config.valid_fraction * 2**64 else "train"
+    return "valid" if is_held_out(text.encode("utf-8"), config.valid_fraction, config.seed) else "train"
 
 
 def _check_language(lang: str, document: Document, open_files: int) -> None:

@@ -7,7 +7,7 @@ held_out.py                     lm-eval tasks made from held-out text
 hooks.py                        lm-eval during training
 collapse.py                     diversity, effective dimension and isotropy per layer
 forgetting.py                   loss on each part of a run's data, when it was trained and at the end
-ocr.py, recognisers.py          word accuracy of text recognisers, ours and others; ocr_sheet.py draws the errors
+ocr.py, recognisers.py          word accuracy of text recognisers, ours and others; ocr_sheet.py draws words
 vision.py                       visual models: losses per task, prompting with example pairs, baselines, pictures
 delvm.py, delvm_report.py       DeLVM's claims: balance, distillation, prompting
 grid.py, grid_report.py         runs of variants and seeds, each done once; statistics and tables of all grids
@@ -18,7 +18,8 @@ compare.py, compare_report.py   a grid of any task: differences to a base, along
 scaling.py, scaling_fits.py     sizes x volumes of any task, laws with the largest held out; scaling_report.py,
                                 scaling_plots.py write them
 power_law.py, resampling.py     the laws, their baselines, and their intervals over test images and seeds
-report.py, templates/, plots.py one self-contained report.html per run
+report.py, templates/, plots.py one self-contained report.html per run; run_record.py reads what the run left,
+                                report_tables.py, pictures.py, suggestions.py: its parts
 """
 
 import importlib

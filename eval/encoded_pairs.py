@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizer.visual import VISUAL_FILE, VisualTokenizer, load_visual_tokenizer
 
 from data_pipeline.permutation import derive_key, permute
 from eval.loading import default_device, resolve_model
 from eval.vision_sets import Pairs, VisionError, VisionSet
+from tokenizer.visual import VISUAL_FILE, VisualTokenizer, load_visual_tokenizer
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,14 @@ from data_pipeline.labels import LabelRules
 from data_pipeline.word_stores import find_stores, open_words
 from eval.collapse import named_models
 from eval.commands import OcrOptions
-from eval.ocr_sheet import WorstError, save_sheet
+from eval.ocr_sheet import ReadWord, save_sheet
+from eval.pictures import write_caption
 from eval.recognisers import Reading, Recogniser, open_recogniser
 from tokenizer.characters import CHARSETS, read_charset
 
 CASED = "94"
-WORST_SHOWN = 40
+SHOWN = 40
+"""Words of a sheet."""
 
 
 @dataclass(frozen=True)
@@ -124,24 +126,22 @@ def read_words(
 
 def score(
     words: Sequence[Word], readings: Sequence[Reading], rules: LabelRules, seconds: float
-) -> tuple[Score, list[WorstError]]:
-    """Score of the readings, and everything that was read wrongly."""
-    right = correct(words, readings, rules)
-    similarities, errors = [], []
-    for word, reading, is_right in zip(words, readings, right, strict=True):
-        similarities.append(one_minus_ned(*(rules.clean(text).text for text in (word.label, reading.text))))
-        if not is_right:
-            errors.append(WorstError(word.image, word.label, reading.text, similarities[-1]))
+) -> tuple[Score, list[ReadWord]]:
+    """Score of the readings, and every word with its reading and similarity."""
+    right, read = correct(words, readings, rules), []
+    for word, reading in zip(words, readings, strict=True):
+        similarity = one_minus_ned(*(rules.clean(text).text for text in (word.label, reading.text)))
+        read.append(ReadWord(word.image, word.label, reading.text, similarity))
     count = max(1, len(words))
     return Score(
         len(words),
         sum(right) / count,
         sum(correct(words, readings, LabelRules(CHARSETS[CASED], rules.max_length))) / count,
-        sum(similarities) / count,
+        sum(word.similarity for word in read) / count,
         sum(reading.confidence for reading in readings) / count,
         sum(len(reading.text) for reading in readings) / count,
         seconds,
-    ), errors
+    ), read
 
 
 def weighted_mean(scores: Sequence[Score], name: str) -> float:
@@ -151,25 +151,25 @@ def weighted_mean(scores: Sequence[Score], name: str) -> float:
 
 
 def run(options: OcrOptions) -> dict[str, dict[str, Score]]:
-    """Scores every recogniser on every benchmark; prints the table, writes ocr.json and a sheet of errors each."""
+    """Scores every recogniser on every benchmark; prints the table, writes ocr.json and two sheets of words each."""
     rules = LabelRules.for_charset(read_charset(options.charset))
     benchmarks = [
         read_benchmark(name, path, rules, options.limit, options.max_unreadable)
         for name, path in find_benchmarks(Path(options.data)).items()
     ]
     results: dict[str, dict[str, Score]] = {}
-    sheets: dict[str, list[WorstError]] = {}
+    read: dict[str, list[ReadWord]] = {}
     for name, path in named_models(options.model).items():
         recogniser = open_recogniser(path, options.device, options.decoding, options.refinements)
-        results[name], sheets[name] = {}, []
+        results[name], read[name] = {}, []
         for benchmark in benchmarks:
             title = f"{name}: {benchmark.name}"
             readings, seconds = read_words(recogniser, benchmark.words, options.batch_size, title)
-            results[name][benchmark.name], errors = score(benchmark.words, readings, rules, seconds)
-            sheets[name] += errors
+            results[name][benchmark.name], words = score(benchmark.words, readings, rules, seconds)
+            read[name] += words
     print(to_text(results, benchmarks, options.charset))
     if options.output:
-        write(results, sheets, benchmarks, options)
+        write(results, read, benchmarks, options)
     return results
 
 
@@ -203,11 +203,11 @@ def to_text(results: dict[str, dict[str, Score]], benchmarks: Sequence[Benchmark
 
 def write(
     results: dict[str, dict[str, Score]],
-    sheets: dict[str, list[WorstError]],
+    read: dict[str, list[ReadWord]],
     benchmarks: Sequence[Benchmark],
     options: OcrOptions,
 ) -> None:
-    """ocr.json, ocr.txt, and errors_NAME.png for each recogniser."""
+    """ocr.json, ocr.txt; words_NAME.png and errors_NAME.png for each recogniser, with captions."""
     folder = Path(str(options.output))
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -225,7 +225,13 @@ def write(
     }
     (folder / "ocr.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     (folder / "ocr.txt").write_text(to_text(results, benchmarks, options.charset) + "\n", encoding="utf-8")
-    for name, errors in sheets.items():
-        worst = sorted(errors, key=lambda error: error.similarity)[:WORST_SHOWN]
-        save_sheet(worst, f"{name}: {len(errors):,} errors, the worst", folder / f"errors_{name}.png")
+    for name, words in read.items():
+        spread = words[:: max(1, len(words) // SHOWN)][:SHOWN]
+        errors = sorted((word for word in words if word.similarity < 1), key=lambda word: word.similarity)
+        for kind, shown, title in (
+            ("words", spread, f"{name}: {len(spread)} of {len(words):,} words"),
+            ("errors", errors[:SHOWN], f"{name}: {len(errors):,} errors, the worst"),
+        ):
+            save_sheet(shown, title, folder / f"{kind}_{name}.png")
+            write_caption(folder / f"{kind}_{name}.png", f"{title}. Above: the label; below: what was read.")
     print(f"written to {folder}")

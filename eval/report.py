@@ -1,35 +1,27 @@
 """One self-contained report.html per run: what happened, how good it is, what to try next.
 
-Charts are inline SVG in the page's own text colour, so the file needs no network, script or other file and follows the
-reader's light or dark setting. Whatever the run does not have is named in the page.
+Charts are inline SVG in the page's own text colour, and pictures are embedded, so the file needs no network, script or
+other file and follows the reader's light or dark setting. Whatever the run does not have is named in the page.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
 
-from arch.finding import newest_checkpoints
 from eval.commands import ReportOptions
 from eval.plots import line_chart
-from eval.run_record import RunRecord, finite, read_run
+from eval.report_tables import evaluation_tables
+from eval.run_record import Lines, RunRecord, finite, read_run
+from eval.suggestions import suggestions
 
 TEMPLATES = Path(__file__).with_name("templates")
-MUCH_WAITING = 0.1
-"""Share of the time spent waiting for data above which more workers are suggested."""
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """Something to try next: why, and the command that does it."""
-
-    reason: str
-    command: str
+TRAINER_NUMBERS = ("kind", "step", "seconds", "loss", "lr", "grad_norm", "tflops", "mfu", "data_wait", "round")
+"""Columns of training rows that every task has."""
 
 
 def duration(seconds: float) -> str:
@@ -47,6 +39,13 @@ def human(number: float) -> str:
     return f"{number:.3g}"
 
 
+def cell(value: Any) -> str:
+    """A value in a table: counts whole, other numbers with four digits, None empty."""
+    if isinstance(value, float) and math.isfinite(value):
+        return f"{value:.4g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def tiles(record: RunRecord) -> list[tuple[str, str]]:
     """(label, value) of the numbers to see first; those that the run does not have are left out."""
     found: list[tuple[str, str]] = []
@@ -59,11 +58,10 @@ def tiles(record: RunRecord) -> list[tuple[str, str]]:
             found.append((label, f"{value:.4f}"))
     for name in record.names("valid", "bits_per_byte"):
         found.append((f"bits per byte {name.partition('/')[2]}".strip(), f"{record.last('valid', name):.4f}"))
-    tokens, rates = record.last("train", "tokens"), finite(record.series("train", "tokens_per_second")[1])
-    if tokens is not None:
-        found.append(("tokens seen", human(tokens)))
-    if rates:
-        found.append(("tokens/s (median)", human(median(rates))))
+    if unit := record.unit:
+        found.append((f"{unit} seen", human(record.last("train", unit) or 0)))
+        if rates := finite(record.series("train", f"{unit}_per_second")[1]):
+            found.append((f"{unit}/s (median)", human(median(rates))))
     if mfu := finite(record.series("train", "mfu")[1]):
         found.append(("MFU (median)", f"{median(mfu):.1%}"))
     if waits := finite(record.series("train", "data_wait")[1]):
@@ -78,11 +76,12 @@ def tiles(record: RunRecord) -> list[tuple[str, str]]:
 def charts(record: RunRecord) -> list[str]:
     """SVG of every curve that the run logged."""
     losses = {"train": record.series("train", "loss"), "validation": record.series("valid", "loss")}
-    per_source = {n.partition("/")[2]: record.series("valid", n) for n in record.names("valid", "bits_per_byte/")}
+    unit = record.unit or "samples"
     planned = [
-        (losses, "Loss (nats per token)", False),
-        (per_source, "Validation bits per byte", False),
-        ({"tokens/s": record.series("train", "tokens_per_second")}, "Throughput (tokens/s)", False),
+        (losses, "Loss (nats per token)" if unit == "tokens" else "Loss", False),
+        *((lines, title, False) for title, lines in validation_curves(record).items()),
+        *((lines, title, False) for title, lines in task_curves(record).items()),
+        ({f"{unit}/s": record.series("train", f"{unit}_per_second")}, f"Throughput ({unit}/s)", False),
         ({"MFU": record.series("train", "mfu")}, "Model FLOPs utilisation", False),
         ({"learning rate": record.series("train", "lr")}, "Learning rate", False),
         ({"norm": record.series("train", "grad_norm")}, "Gradient norm", True),
@@ -94,7 +93,26 @@ def charts(record: RunRecord) -> list[str]:
     return over_steps + [line_chart(lines, title, x_label="layer (0: embeddings)") for title, lines in by_layer.items()]
 
 
-def collapse_curves(record: RunRecord) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+def validation_curves(record: RunRecord) -> dict[str, Lines]:
+    """{title: {source: (steps, values)}} of what each validation source has, its loss where nothing else is derived."""
+    metrics: dict[str, Lines] = {}
+    for name in record.names("valid", ""):
+        metric, slash, source = name.partition("/")
+        if slash:
+            metrics.setdefault(metric, {})[source] = record.series("valid", name)
+    derived = {metric: lines for metric, lines in metrics.items() if metric != "loss"}
+    several = {metric: lines for metric, lines in metrics.items() if len(lines) > 1}
+    return {f"Validation {metric.replace('_', ' ')}": lines for metric, lines in (derived or several).items()}
+
+
+def task_curves(record: RunRecord) -> dict[str, Lines]:
+    """{title: {name: (steps, values)}} of the numbers that the run's own task logs in training."""
+    names = [name for name in record.names("train", "") if name not in TRAINER_NUMBERS]
+    names = [name for name in names if name != record.unit and not name.endswith("_per_second")]
+    return {f"In training: {name.replace('_', ' ')}": {name: record.series("train", name)} for name in names}
+
+
+def collapse_curves(record: RunRecord) -> dict[str, Lines]:
     """{title: {model: (layers, values)}} of eval/collapse.json, which `python -m eval collapse` writes."""
     models = record.evaluations.get("collapse", {})
     titles = {"effective_dimension": "Effective dimension by layer", "diversity": "Diversity d_M(Z)/‖Z‖ by layer"}
@@ -108,9 +126,9 @@ def collapse_curves(record: RunRecord) -> dict[str, dict[str, tuple[list[float],
     }
 
 
-def evaluation_curves(record: RunRecord) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+def evaluation_curves(record: RunRecord) -> dict[str, Lines]:
     """{metric: {task: (steps, values)}} of the evaluations during the run, where there were at least two."""
-    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    curves: dict[str, Lines] = {}
     for row in record.rows.get("eval", []):
         for task, metrics in row.get("results", {}).items():
             for metric, value in metrics.items():
@@ -119,78 +137,6 @@ def evaluation_curves(record: RunRecord) -> dict[str, dict[str, tuple[list[float
                     steps.append(float(row["step"]))
                     values.append(float(value))
     return {t: kept for t, lines in curves.items() if (kept := {n: x for n, x in lines.items() if len(x[0]) > 1})}
-
-
-def evaluation_tables(record: RunRecord) -> list[dict[str, Any]]:
-    """One table per eval/NAME.json that holds results: rows of (task, metric, value, standard error)."""
-    tables = []
-    for name, content in record.evaluations.items():
-        results = content.get("results") if isinstance(content, dict) else None
-        if not isinstance(results, dict):
-            continue
-        rows = [
-            (task, metric, value, metrics.get(f"{metric}_stderr"))
-            for task, metrics in results.items()
-            for metric, value in metrics.items()
-            if not metric.endswith("_stderr")
-        ]
-        tables.append({"name": name, "rows": rows, "limit": content.get("limit")})
-    return tables
-
-
-def suggestions(record: RunRecord) -> list[Suggestion]:
-    """What to try next, from what the run shows; every command can be pasted."""
-    run = record.directory
-    train = f"deepspeed pretrain/train.py --config {run}/config.yaml"
-    checkpoint = next(iter(newest_checkpoints(run)), run)
-    found: list[Suggestion] = []
-    skips = [row for row in record.rows.get("event", []) if row.get("event") in ("skip", "rollback")]
-    rate, steps = record.config.get("optimizer", {}).get("lr"), record.config.get("steps")
-    if skips:
-        lower = f" --optimizer.lr {rate / 3:.2g}" if isinstance(rate, float) else " --optimizer.lr 3e-4"
-        found.append(
-            Suggestion(f"{len(skips)} steps were skipped or rolled back.", f"{train}{lower} --output {run}-lower-lr")
-        )
-    valid = finite(record.series("valid", "loss")[1])
-    if len(valid) >= 2 and isinstance(steps, int):
-        if valid[-1] <= min(valid):
-            reason = f"Validation loss was still falling ({valid[-2]:.3f} to {valid[-1]:.3f}) at the end."
-            found.append(Suggestion(reason, f"{train} --steps {2 * steps} --output {run}-longer"))
-        else:
-            reason = f"Validation loss ends above its best ({min(valid):.3f}): more text helps more than more steps."
-            tokenizer = f"--tokenizer {checkpoint}/tokenizer"
-            command = f"python -m data_pipeline prepare --input MORE.jsonl {tokenizer} --output MORE"
-            found.append(Suggestion(reason, command))
-    mfu = finite(record.series("train", "mfu")[1])
-    if mfu and median(mfu) > 1:
-        reason = (
-            f"MFU {median(mfu):.0%}: the machine was busy while its peak was measured. Run it alone for a true MFU."
-        )
-        found.append(Suggestion(reason, f"{train} --output {run}-alone"))
-    waits = finite(record.series("train", "data_wait")[1])
-    if waits and median(waits) > MUCH_WAITING:
-        workers = record.config.get("loader", {}).get("workers", 0) + 1
-        reason = f"{median(waits):.0%} of the time went into waiting for data; let more workers read ahead."
-        found.append(Suggestion(reason, f"{train} --loader.workers {workers}"))
-    if not record.evaluations:
-        found.append(
-            Suggestion("No benchmark has been run.", f"python -m eval lm --model {run} --tasks piqa,arc_easy,blimp")
-        )
-    return [
-        *found,
-        Suggestion(
-            "See whether features collapse with depth.",
-            f"python -m eval collapse --model {run} --text HELD_OUT.jsonl --output {run}/eval",
-        ),
-        Suggestion(
-            "Use the model anywhere: transformers format, checked.",
-            f"python -m arch export --model {checkpoint} --out {run}/export",
-        ),
-        Suggestion(
-            "The whole PanGu-pi benchmark set from local files.",
-            f"python -m eval lm --model {run} --data BENCHMARKS --tasks pangu_pi",
-        ),
-    ]
 
 
 def render(record: RunRecord) -> str:
@@ -204,13 +150,14 @@ def render(record: RunRecord) -> str:
         tiles=tiles(record),
         charts=charts(record),
         tables=evaluation_tables(record),
+        pictures=record.pictures,
         samples=[s for s in record.samples if isinstance(s, dict)],
         events=record.rows.get("event", []),
         audit=record.audit,
         config=yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True) if record.config else "",
         missing=record.missing,
         suggestions=suggestions(record),
-        number=lambda value: f"{value:.4g}" if isinstance(value, (int, float)) and math.isfinite(value) else str(value),
+        cell=cell,
     )
 
 

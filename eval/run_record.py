@@ -10,7 +10,13 @@ from typing import Any
 
 import yaml
 
+from eval.pictures import CAPTIONS, Picture, read_pictures
+
 Row = dict[str, Any]
+Lines = dict[str, tuple[list[float], list[float]]]
+"""{name: (steps, values)}."""
+TEXT_TASKS = ("LanguageModelTask", "")
+"""Tasks whose runs come with generated text; the empty name is a run that does not say what it trained."""
 
 
 class RunNotFoundError(FileNotFoundError):
@@ -32,8 +38,22 @@ class RunRecord:
     """eval/NAME.json by name."""
     samples: list[dict[str, str]] = field(default_factory=list)
     """samples.json: generated text, each with ``prompt`` and ``text``."""
+    pictures: list[Picture] = field(default_factory=list)
+    """eval/*.png."""
     missing: list[str] = field(default_factory=list)
     """What a complete run has and this one lacks or has in an unreadable form, one sentence each."""
+
+    @property
+    def task(self) -> str:
+        """Class name of what was trained, without its module; empty where config.yaml does not say."""
+        task = self.config.get("task")
+        return str(task.get("class_path", "")).rpartition(".")[2] if isinstance(task, dict) else ""
+
+    @property
+    def unit(self) -> str | None:
+        """What the run counts: the column of its training rows, tokens or images, whose rate stands beside it."""
+        rates = (name.removesuffix("_per_second") for name in self.names("train", "") if name.endswith("_per_second"))
+        return next((unit for unit in rates if self.last("train", unit) is not None), None)
 
     def series(self, kind: str, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of one number over the run."""
@@ -68,10 +88,16 @@ def read_run(directory: Path) -> RunRecord:
     record = RunRecord(directory)
     _read_metrics(record)
     for name, parse in (("config.yaml", yaml.safe_load), ("audit.json", json.loads), ("samples.json", json.loads)):
+        if name == "samples.json" and record.task not in TEXT_TASKS and not (directory / name).is_file():
+            continue
         value = _read(record, name, parse)
         if value is not None:
             setattr(record, name.partition(".")[0], value)
+    record.pictures, problems = read_pictures(directory / "eval")
+    record.missing += problems
     for path in sorted((directory / "eval").glob("*.json")):
+        if path.name == CAPTIONS:
+            continue
         value = _read(record, f"eval/{path.name}", json.loads)
         if value is not None:
             record.evaluations[path.stem] = value

@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizer.visual import VisualTokenizer
-from tokenizer.visual.reconstruction import measure_reconstruction
 
 from data_pipeline.permutation import derive_key
 from eval.collapse import named_models
 from eval.commands import VisionOptions, read_definitions
 from eval.encoded_pairs import EncodedSet, VisualModel, decode, draw_sentences, encode_set
 from eval.grid_preparation import read_defined
+from eval.pictures import write_caption
 from eval.prompt_control import task_of_answers
 from eval.sentence_losses import sentence_losses, summarise, unigram_losses
 from eval.vision_grid import GridRow, save_grid
 from eval.vision_metrics import mean_answer, measure
 from eval.vision_sets import VisionSet, parse_sets
 from eval.visual_prompting import examples_of, generate_images, prompts_of
+from tokenizer.visual import VisualTokenizer
+from tokenizer.visual.reconstruction import measure_reconstruction
 
 GRID_ROWS = 8
 
@@ -73,7 +74,9 @@ def measure_models(models: Mapping[str, str], sets: Sequence[VisionSet], options
         "limit": options.queries,
     }
     for shown in next(iter(encoded.values())):
-        save_grid(grid_rows(shown, drawn[shown.name], options), shown.name, folder / f"grid_{shown.name}.png")
+        picture = folder / f"grid_{shown.name}.png"
+        save_grid(grid_rows(shown, drawn[shown.name], options), shown.name, picture)
+        write_caption(picture, f"{shown.name}: a line per held-out image, what was shown, what was asked, what came.")
     (folder / "vision.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     (folder / "vision.txt").write_text(to_text(content) + "\n", encoding="utf-8")
     print(f"{to_text(content)}\nwritten to {folder}")

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data_pipeline.visual_pairs import PairsConfig, PairSet
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
 from data_pipeline.permutation import permute
+from data_pipeline.visual_pairs import PairsConfig, PairSet
 
 DEFINITIONS = "definitions"
 """Key of the YAML that names no set: values for `{name}` in its strings (`eval/grid_preparation.py`)."""

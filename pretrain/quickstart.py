@@ -1,45 +1,32 @@
 """The quick start: from raw text to an evaluated, exported model, by the same commands that a user would type.
 
-    sample -> tokenizer train -> prepare (per split and language) -> deepspeed train -> lm-eval -> export -> report
-
-Every step is one command in its own process, printed before it runs (`pretrain/pipeline.py`). Training resumes by
-itself.
+sample -> tokenizer train -> prepare (per split and language) -> deepspeed train -> lm-eval -> export -> report
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import Pipeline
+from pretrain.walkthrough import PYTHON, Walkthrough, option, train_command
 
 
 @dataclass(frozen=True)
-class QuickstartConfig:
+class QuickstartConfig(Walkthrough):
     """What the quick start may be asked to do differently."""
 
     output: str = "runs/quickstart"
     """Folder for everything it makes."""
+    config: str = "configs/quickstart.yaml"
+    """Training configuration."""
     source: list[str] = field(default_factory=list)
     """Local files, folders or a hub data set in place of the built-in English and Chinese corpus."""
     vocab_size: int = 6144
     """Pieces of the tokenizer."""
-    config: str = "configs/quickstart.yaml"
-    """Training configuration."""
-    steps: int | None = None
-    """Training steps; None takes the configuration's."""
-    ranks: int = 2
-    """Processes that train together on this machine."""
 
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "ranks", "steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}: must be at least 1, got {value}")
-        if not Path(self.config).is_file():
-            raise ValueError(f"config: there is no file {self.config}")
+    COUNTS = ("steps", "ranks", "vocab_size")
 
 
 def quickstart(config: QuickstartConfig) -> Path:
@@ -53,11 +40,9 @@ def quickstart(config: QuickstartConfig) -> Path:
     corpus, tokenizer, shards, run = root / "corpus", root / "tokenizer", root / "shards", root / "train"
     tasks, export = root / "tasks", root / "export"
     pipeline = Pipeline(root)
-    python = [sys.executable, "-m"]
-    source = [word for item in config.source for word in ("--source", item)]
     pipeline.run(
         "sample", "a real corpus, split by document", corpus,
-        *python, "data_pipeline", "sample", "--output", str(corpus), *source,
+        *PYTHON, "data_pipeline", "sample", "--output", str(corpus), *option("source", config.source),
     )  # fmt: skip
 
     texts = {split: sorted(corpus.glob(f"{split}.*.jsonl")) for split in ("train", "valid")}
@@ -66,7 +51,7 @@ def quickstart(config: QuickstartConfig) -> Path:
             raise ConfigurationError(f"{corpus}: the corpus has no {split} text; give --source more documents")
     pipeline.run(
         "tokenizer", f"a tokenizer of {config.vocab_size} pieces", tokenizer,
-        *python, "tokenizer", "train", "--input", *map(str, texts["train"]),
+        *PYTHON, "tokenizer", "train", "--input", *map(str, texts["train"]),
         "--vocab_size", str(config.vocab_size), "--output", str(tokenizer),
     )  # fmt: skip
     made: dict[str, dict[str, str]] = {"train": {}, "valid": {}}
@@ -75,38 +60,37 @@ def quickstart(config: QuickstartConfig) -> Path:
         made[split][language] = str(shards / f"{split}.{language}")
         pipeline.run(
             f"prepare.{split}.{language}", f"token shards of {split}.{language}", Path(made[split][language]),
-            *python, "data_pipeline", "prepare", "--input", str(file), "--tokenizer", str(tokenizer),
+            *PYTHON, "data_pipeline", "prepare", "--input", str(file), "--tokenizer", str(tokenizer),
             "--output", made[split][language],
         )  # fmt: skip
-    steps = [] if config.steps is None else ["--steps", str(config.steps)]
     pipeline.run(
         "train", f"training on {config.ranks} ranks", run,
-        str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(config.ranks),
-        "--log_level", "warning", "pretrain/train.py", "--config", config.config, "--output", str(run),
-        "--task.train", json.dumps(list(made["train"].values())), "--task.valid", json.dumps(made["valid"]),
-        "--task.model_overrides", json.dumps({"vocab_size": config.vocab_size}), *steps,
+        *train_command(
+            config, run, train=list(made["train"].values()), valid=made["valid"],
+            model_overrides={"vocab_size": config.vocab_size},
+        ),
         continues=True,
     )  # fmt: skip
     pipeline.run(
         "tasks", "lm-eval tasks from the held-out documents", tasks,
-        *python, "eval", "held-out", "--data", str(corpus), "--output", str(tasks),
+        *PYTHON, "eval", "held-out", "--data", str(corpus), "--output", str(tasks),
     )  # fmt: skip
     names = sorted(path.stem for path in tasks.glob("*.yaml"))
     pipeline.run(
         "lm", "lm-eval", run / "eval",
-        *python, "eval", "lm", "--model", str(run), "--include_path", str(tasks), "--tasks", ",".join(names),
+        *PYTHON, "eval", "lm", "--model", str(run), "--include_path", str(tasks), "--tasks", ",".join(names),
         "--output", str(run / "eval"),
     )  # fmt: skip
     pipeline.run(
         "export", "export in transformers format, reloaded and checked", export,
-        *python, "arch", "export", "--model", str(newest_checkpoint(run)), "--out", str(export),
+        *PYTHON, "arch", "export", "--model", str(newest_checkpoint(run)), "--out", str(export),
     )  # fmt: skip
     pipeline.run(
         "generate", "a few generated lines", run / "samples.json",
-        *python, "eval", "generate", "--model", str(export), "--output", str(run / "samples.json"),
+        *PYTHON, "eval", "generate", "--model", str(export), "--output", str(run / "samples.json"),
     )  # fmt: skip
     report = root / "report.html"
-    pipeline.run("report", "report", report, *python, "eval", "report", "--run", str(run), "--output", str(report))
+    pipeline.run("report", "report", report, *PYTHON, "eval", "report", "--run", str(run), "--output", str(report))
     return report
 
 

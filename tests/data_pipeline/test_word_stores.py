@@ -1,6 +1,7 @@
 """Stores of word images: every layout gives the same words; what is damaged is named."""
 
 import pickle
+from multiprocessing import get_context
 
 import lmdb
 import numpy as np
@@ -50,6 +51,13 @@ def test_every_layout_gives_the_same_words(stores):
         assert list(store.labels) == LABELS
         assert [store.image(number) for number in range(5)] == [picture(number) for number in range(5)]
         assert content_hash(store) == content_hash(open_words(stores[0]))
+
+
+def test_a_forked_worker_reads_what_its_parent_has_open(stores):
+    store = open_words(stores[0])
+    with get_context("fork").Pool(1) as pool:  # how the loader's workers start
+        assert pool.map(store.image, [0, 4]) == [picture(0), picture(4)]
+    assert store.image(1) == picture(1)
 
 
 def test_the_layout_is_that_of_the_toolkits(stores):

@@ -12,6 +12,7 @@ from data_pipeline.labels import LabelRules
 from eval.__main__ import main
 from eval.loading import ModelLoadError
 from eval.ocr import Score, Word, find_benchmarks, one_minus_ned, score, weighted_mean
+from eval.pictures import read_pictures
 from eval.recognisers import Reading, open_recogniser
 from pretrain.command_line import parse
 from pretrain.trainer import train
@@ -50,9 +51,9 @@ def test_both_sides_are_brought_to_the_charset():
     rules = LabelRules(CHARSETS["36"])
     words = [Word("x", label, None) for label in ("It's", "ABC", "Café", "no")]
     readings = [Reading(text, 0.5) for text in ("ITS", "ABC", "cafe!", "yes")]
-    result, errors = score(words, readings, rules, 1.0)
+    result, read = score(words, readings, rules, 1.0)
     assert (result.images, result.accuracy, result.case_sensitive) == (4, 0.75, 0.25)
-    assert [(error.label, error.reading) for error in errors] == [("no", "yes")]
+    assert [(word.label, word.reading) for word in read if word.similarity < 1] == [("no", "yes")]
 
 
 def test_the_command(recogniser, tmp_path, capsys):
@@ -74,7 +75,9 @@ def test_the_command(recogniser, tmp_path, capsys):
     ]
     content = json.loads((tmp_path / "out/ocr.json").read_text())
     assert content["results"]["ours"]["lmdb"]["images"] == 4 and 0 <= content["mean"]["ours"]["similarity"] <= 1
-    assert (tmp_path / "out/errors_ours.png").stat().st_size > 1000
+    pictures, problems = read_pictures(tmp_path / "out")
+    assert [picture.name for picture in pictures] == ["errors_ours", "words_ours"] and not problems
+    assert pictures[1].caption.startswith("ours: 7 of 7 words")
     alone = ["ocr", "--model", str(recogniser), "--data", str(data / "lmdb"), "--decoding", "parallel"]
     assert main([*alone, "--refinements", "2", "--limit", "3"]) == 0
     assert "lmdb                               3" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The report shows what the run has, names what it lacks, and needs nothing but itself."""
 
+import base64
 import json
 import re
 import xml.dom.minidom
@@ -8,8 +9,11 @@ from html.parser import HTMLParser
 import pytest
 
 from eval.__main__ import main
-from eval.report import duration, human, render, suggestions, write_report
+from eval.pictures import MAX_PICTURE_BYTES, PNG_BEGINS, write_caption
+from eval.report import duration, human, render, write_report
+from eval.report_tables import evaluation_tables
 from eval.run_record import RunNotFoundError, read_run
+from eval.suggestions import suggestions
 
 
 def write_run(folder, steps=120, last_valid=3.2):
@@ -31,10 +35,33 @@ def write_run(folder, steps=120, last_valid=3.2):
             rows.append({"kind": "eval", "step": step, "results": results})
     rows.append({"kind": "event", "step": 50, "event": "skip", "detail": "non-finite gradients in batch 49"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text(f"output: runs/x\nsteps: {steps}\noptimizer: {{lr: 0.003}}\n")
+    task = "task: {class_path: pretrain.tasks.LanguageModelTask}"
+    (folder / "config.yaml").write_text(f"output: runs/x\nsteps: {steps}\noptimizer: {{lr: 0.003}}\n{task}\n")
     (folder / "audit.json").write_text(json.dumps({"parameters": "4,255,680", "document mask": "isolates 3 documents"}))
     (folder / "samples.json").write_text(json.dumps([{"prompt": "山", "text": "<script>alert(1)</script>"}]))
     (folder / "eval" / "lm.json").write_text(json.dumps({"results": {"piqa": {"acc": 0.5432, "acc_stderr": 0.0116}}}))
+    return folder
+
+
+def write_recogniser_run(folder):
+    """A run of text recognition as the trainer and `eval ocr` leave it, with pictures."""
+    (folder / "eval").mkdir(parents=True)
+    rows: list[dict[str, object]] = []
+    for step in (10, 20):
+        train = {"loss": 3 - step / 10, "lr": 1e-3, "images": step * 64, "images_per_second": 250.0, "seconds": step}
+        rows.append({"kind": "train", "step": step, **train, "usage": 0.5})
+        valid = {"loss": 2.5 - step / 20, "loss/clean": 1.0, "loss/noisy": 4 - step / 10}
+        rows.append({"kind": "valid", "step": step, **valid})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text("steps: 20\ntask: {class_path: pretrain.tasks.WordRecognitionTask}\n")
+    (folder / "audit.json").write_text("{}")
+    score = {"images": 1500, "accuracy": 0.625, "case_sensitive": 0.5, "similarity": 0.75, "seconds": 3.0}
+    results = {"ours": {"words": score}, "rapidocr": {"words": {**score, "accuracy": 0.875}, "signs": score}}
+    means = {name: {"accuracy": 0.7, "case_sensitive": 0.5, "similarity": 0.75} for name in results}
+    (folder / "eval" / "ocr.json").write_text(json.dumps({"charset": "36", "results": results, "mean": means}))
+    (folder / "eval" / "errors_ours.png").write_bytes(PNG_BEGINS + b"errors")
+    (folder / "eval" / "words_ours.png").write_bytes(PNG_BEGINS + b"words")
+    write_caption(folder / "eval" / "words_ours.png", "The first words & what was read")
     return folder
 
 
@@ -188,6 +215,58 @@ def test_command(tmp_path, capsys):
         read_run(tmp_path / "nowhere")
     assert main(["report", "--run", str(tmp_path / "nowhere")]) == 1
     assert "there is no run directory" in capsys.readouterr().err
+
+
+def test_a_recogniser_is_reported_in_its_own_terms(tmp_path):
+    page = write_report(write_recogniser_run(tmp_path / "run")).read_text(encoding="utf-8")
+    titles = re.findall(r'<svg[^>]*aria-label="([^"]*)"', page)
+    assert titles[:4] == ["Loss", "Validation loss", "In training: usage", "Throughput (images/s)"]
+    for text in ("images seen", "1.28 k", "images/s (median)", "250"):
+        assert text in page, text
+    assert "tokens" not in page and "samples.json" not in page
+    record = read_run(tmp_path / "run")
+    found = [suggestion.command for suggestion in suggestions(record)]
+    assert any(" rapidocr " in command for command in found) and any("--steps 40" in command for command in found)
+    assert not any(word in command for word in ("eval lm", "collapse", "arch export") for command in found)
+
+
+def test_word_accuracies_stand_side_by_side(tmp_path):
+    (table,) = evaluation_tables(read_run(write_recogniser_run(tmp_path / "run")))
+    assert table.columns == ["benchmark", "images", "ours", "rapidocr"]
+    assert table.rows[:3] == [
+        ["words", 1500, 62.5, 87.5],
+        ["signs", 1500, None, 62.5],
+        ["mean, by images", 3000, 70.0, 70.0],
+    ]
+
+
+def test_places_stand_side_by_side_and_an_error_only_where_there_is_one(tmp_path):
+    run = write_recogniser_run(tmp_path / "run")
+    (run / "eval" / "ocr.json").unlink()
+    scores = {"loss": 2.5, "psnr@0": 15.0, "psnr@3": 17.25, "psnr@copy": 9.5, "ssim@3": 0.5}
+    (run / "eval" / "vision.json").write_text(json.dumps({"results": {"edges": scores}}))
+    (table,) = evaluation_tables(read_run(run))
+    assert (table.name, table.columns) == ("vision", ["task", "metric", "value", "0", "3", "copy"])
+    assert table.rows == [
+        ["edges", "loss", 2.5, None, None, None],
+        ["edges", "psnr", None, 15.0, 17.25, 9.5],
+        ["edges", "ssim", None, None, 0.5, None],
+    ]
+
+
+def test_pictures_are_embedded_with_what_they_show(tmp_path):
+    run = write_recogniser_run(tmp_path / "run")
+    (run / "eval" / "large.png").write_bytes(PNG_BEGINS + bytes(MAX_PICTURE_BYTES))
+    (run / "eval" / "other.png").write_bytes(b"GIF89a")
+    page = write_report(run).read_text(encoding="utf-8")
+    collector = Collector()
+    collector.feed(page)
+    sources = [attributes["src"].partition(",") for tag, attributes in collector.tags if tag == "img"]
+    assert [base64.b64decode(content) for _, _, content in sources] == [PNG_BEGINS + b"errors", PNG_BEGINS + b"words"]
+    assert {kind for kind, _, _ in sources} == {"data:image/png;base64"}
+    assert "Errors ours</figcaption>" in page and "The first words &amp; what was read</figcaption>" in page
+    assert "eval/large.png is too large" in page and "eval/other.png is not a PNG file" in page
+    assert "captions" not in [table.name for table in evaluation_tables(read_run(run))]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(12.4, "12 s"), (61, "1 min 01 s"), (3 * 3600 + 300, "3 h 05 min")])

@@ -1,0 +1,47 @@
+"""Words split into seen and unseen ones, by the word alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data_pipeline.__main__ import main
+from data_pipeline.sample_words import SampleWordsConfig, sample_words
+
+
+def read(folder, split):
+    return (folder / f"{split}.txt").read_text(encoding="utf-8").split()
+
+
+def test_no_word_is_on_both_sides_and_more_text_moves_none(tmp_path):
+    words = [f"word{number}" for number in range(400)]
+    (tmp_path / "few.txt").write_text("\n".join(words[:200]))
+    documents = [json.dumps({"text": f"{word.upper()}, {word}. a"}) for word in words]
+    (tmp_path / "more.jsonl").write_text("\n".join(documents))
+    for name, file in (("few", "few.txt"), ("more", "more.jsonl")):
+        text = sample_words(SampleWordsConfig([str(tmp_path / file)], str(tmp_path / name), shortest=2))
+    assert "1 left out for their length" in text and "removed characters: ',' (400) '.' (400)" in text
+    few, more = ({split: set(read(tmp_path / name, split)) for split in ("train", "valid")} for name in ("few", "more"))
+    assert few["train"] | few["valid"] == set(words[:200]) and more["train"] | more["valid"] == set(words)
+    assert few["train"] < more["train"] and few["valid"] < more["valid"] and not more["train"] & more["valid"]
+    assert 20 <= len(more["valid"]) <= 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--words", "{words}", "--longest", "2"], 1, "0 words of 1 to 2 characters, none of them for train.txt"),
+        (["--words", "nowhere.txt"], 1, "nowhere.txt: no such word list"),
+        (["--words", "{words}", "--valid_fraction", "0"], 2, "valid_fraction: must be between 0 and 1"),
+        (["--words", "{words}", "--shortest", "9", "--longest", "8"], 2, "expected 1 <= shortest <= longest"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(arguments, code, message, tmp_path, capsys):
+    (tmp_path / "words.txt").write_text("lamp\nriver\n")
+    filled = [word.format(words=tmp_path / "words.txt") for word in arguments]
+    try:
+        found = main(["sample-words", *filled, "--output", str(tmp_path / "out")])
+    except SystemExit as end:
+        found = end.code
+    assert found == code and message in capsys.readouterr().err
