@@ -94,7 +94,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(shape, images, backbone, quan
         difference = again[number] - pixels[number]
         pair = (again[number : number + 1].float(), pixels[number : number + 1].float())
         one = 2 * difference.abs().mean() + 3 * (difference**2).mean() + 0.5 * task._perceptual(*pair)
-        one = float(one + 4 * output.commitment_B[number])
+        one = float((one + 4 * output.commitment_B[number]).detach())
         assert float(output_loss.per_sample[number]) == pytest.approx(one, rel=1e-4)
         total += one
     assert float(output_loss.total) == pytest.approx(total, rel=1e-4)
