@@ -108,6 +108,7 @@ def _language(record: RunRecord) -> list[Suggestion]:
 
 def _recognition(record: RunRecord) -> list[Suggestion]:
     run = record.directory
+    held_out = next(iter((record.config["task"].get("init_args", {}).get("valid") or {}).values()), "MY_WORDS/")
     return [
         Suggestion(
             "Read word images of your own: a folder with the images and labels.txt (a line `file<TAB>word` for each).",
@@ -115,7 +116,7 @@ def _recognition(record: RunRecord) -> list[Suggestion]:
         ),
         Suggestion(
             "Compare with an ONNX recogniser on the same images (pip install rapidocr-onnxruntime).",
-            f"python -m eval ocr --model ours={run} rapidocr --data MY_WORDS/ --output {run}/eval",
+            f"python -m eval ocr --model ours={run} rapidocr --data {held_out} --output {run}/eval",
         ),
         Suggestion(
             "Photographed words beside the drawn ones, augmented; mixture weights are --task.weights.",
@@ -133,7 +134,7 @@ def _visual_sentences(record: RunRecord) -> list[Suggestion]:
         ),
         Suggestion(
             "See what the visual tokenizer alone loses: no answer can be sharper than its reconstructions.",
-            f"python -m tokenizer visual inspect --tokenizer {tokenizer} --input MY_PHOTOGRAPHS/ --output {run}/eval",
+            f"python -m tokenizer visual inspect --tokenizer {tokenizer} --images MY_PHOTOGRAPHS/ --output {run}/eval",
         ),
         Suggestion(
             "Show the tasks with other pairs: sets of your own, one to three examples before the question.",

@@ -53,7 +53,8 @@ def write_recogniser_run(folder):
         valid = {"loss": 2.5 - step / 20, "loss/clean": 1.0, "loss/noisy": 4 - step / 10}
         rows.append({"kind": "valid", "step": step, **valid})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "config.yaml").write_text("steps: 20\ntask: {class_path: pretrain.tasks.WordRecognitionTask}\n")
+    task = "{class_path: pretrain.tasks.WordRecognitionTask, init_args: {valid: {unseen: runs/unseen}}}"
+    (folder / "config.yaml").write_text(f"steps: 20\ntask: {task}\n")
     (folder / "audit.json").write_text("{}")
     score = {"images": 1500, "accuracy": 0.625, "case_sensitive": 0.5, "similarity": 0.75, "seconds": 3.0}
     results = {"ours": {"words": score}, "rapidocr": {"words": {**score, "accuracy": 0.875}, "signs": score}}
@@ -226,7 +227,9 @@ def test_a_recogniser_is_reported_in_its_own_terms(tmp_path):
     assert "tokens" not in page and "samples.json" not in page
     record = read_run(tmp_path / "run")
     found = [suggestion.command for suggestion in suggestions(record)]
-    assert any(" rapidocr " in command for command in found) and any("--steps 40" in command for command in found)
+    assert any(" rapidocr --data runs/unseen " in command for command in found) and any(
+        "--steps 40" in command for command in found
+    )
     assert not any(word in command for word in ("eval lm", "collapse", "arch export") for command in found)
 
 
