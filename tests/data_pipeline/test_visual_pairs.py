@@ -39,15 +39,15 @@ def all_records(pairs: PairSet) -> list[list[np.ndarray]]:
 
 @pytest.mark.parametrize("task", [*PAIRS, "single", "sequence"])
 def test_records_are_a_pure_function_of_their_number(photographs: Path, task: str) -> None:
-    config = PairsConfig(task, views="six_crop", copies=1, seed=3)
+    config = PairsConfig(task, copies=1, seed=3)
     pairs = PairSet(config, [photographs], S)
     records = all_records(pairs)
     assert all(len(record) == config.images_per_record for record in records)
     assert all(image.shape == (S, S, 3) and image.dtype == np.uint8 for record in records for image in record)
     again = pickle.loads(pickle.dumps(pairs))
-    for index in np.random.default_rng(0).permutation(len(pairs))[:20].tolist():
+    for index in np.random.default_rng(0).permutation(len(pairs)).tolist():
         assert same(again.pair(index), records[index]), "neither the process nor the order of calls matters"
-    other = PairSet(PairsConfig(task, views="six_crop", copies=1, seed=4), [photographs], S)
+    other = PairSet(PairsConfig(task, copies=1, seed=4), [photographs], S)
     changed = [not same(other.pair(index), records[index]) for index in range(len(pairs))]
     assert np.mean(changed[1::2]) > 0.9, "copies follow the seed; few windows of small pictures coincide"
     assert any(changed[0::2]) == (task in ("denoising", "deraining"))
@@ -112,7 +112,7 @@ def test_inverted_pairs_stay_inverted_in_every_copy(photographs: Path) -> None:
     assert all(np.array_equal(target, 255 - image) for image, target in all_records(pairs))
 
 
-@given(seed=st.integers(0, 2**32), height=st.integers(2, 40), width=st.integers(2, 40))
+@given(seed=st.integers(0, 2**32), height=st.integers(4, 40), width=st.integers(4, 40))
 def test_one_window_keeps_ready_made_pairs_together_and_two_do_not(seed: int, height: int, width: int) -> None:
     image = photograph(seed, (height, width))
     rng = np.random.default_rng(seed)
@@ -120,12 +120,12 @@ def test_one_window_keeps_ready_made_pairs_together_and_two_do_not(seed: int, he
     assert window.top + window.side <= height and window.left + window.side <= width
     assert 0.5 * min(height, width) - 0.5 <= window.side <= min(height, width)
     first, second = cut([Picture(image), Picture(255 - image)], window, S)
-    assert np.abs(first.astype(int) + second - 255).max() <= 1  # a half is rounded up in both
+    assert np.abs(first.astype(int) + second - 255).max() <= 2  # rows, then columns are rounded
     drawn, inverse = cut([Picture(image, True), Picture(255 - image, True)], window, S)
     assert np.array_equal(drawn, 255 - inverse)
     other = Window(window.top, window.left, window.side, not window.flip)
     apart = cut([Picture(255 - image)], other, S)[0]
-    assert np.abs(first.astype(int) + apart - 255).max() > 1
+    assert np.abs(first.astype(int) + apart - 255).max() > 2
 
 
 def test_labels_keep_their_colours_and_their_place(photographs: Path) -> None:
