@@ -182,9 +182,10 @@ class DecoderTask(Task):
         hidden_BSD = model.model(  # type: ignore[operator]
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).last_hidden_state
-        criterion: Criterion = CrossEntropy(batch["labels"], accuracy=self.accuracy)
+        criterion: Criterion = (truth := CrossEntropy(batch["labels"], accuracy=self.accuracy))
         if self.teacher is not None and model.training:
-            criterion = Distillation(criterion, *self.teacher.hidden(batch, hidden_BSD), self.distillation)
+            teacher_BSE, head_VE = self.teacher.hidden(batch, hidden_BSD)
+            criterion = Distillation(truth, teacher_BSE, head_VE, self.distillation)
         total, tokens = linear_loss(hidden_BSD, model.lm_head.weight, criterion, self.loss_chunk_elements)
         counts_B, objective_BS = (batch["labels"] != IGNORE_INDEX).sum(dim=1), tokens["objective"]
         return LossOutput(
