@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from arch import ModelConfigError, PanguPiForCausalLM, count_flops, count_parameters, load_causal_lm, load_model_config
+from arch.finding import resolve_model
 from data_pipeline import Batch, Source, collate_tokens
 from pretrain.distillation import Distillation, DistillationConfig
 from pretrain.errors import ConfigurationError
@@ -43,7 +44,7 @@ class DecoderTask(Task):
         weights: mixture weights of `train`; None mixes in proportion to size.
         attention: attention implementation of transformers (sdpa, flash_attention_2, flex_attention, eager).
         model_overrides: fields of the model's shape to change.
-        initial_weights: directory of a model to start from instead of random values.
+        initial_weights: directory of a model, or of a run, to start from instead of random values.
         loss_chunk_elements: logits that exist at one time in the loss.
         teacher: a model whose predictions are learned besides the data's (see pretrain/teacher.py).
         distillation: how teacher and data are weighed.
@@ -153,8 +154,8 @@ class DecoderTask(Task):
         return PanguPiForCausalLM(self.model_config)
 
     def initial_model(self, directory: str) -> nn.Module:
-        """The model at `directory`, which must have the task's shape."""
-        model = load_causal_lm(directory, attn_implementation=self.attention)
+        """The model at `directory` (of a run: its newest checkpoint), which must have the task's shape."""
+        model = load_causal_lm(resolve_model(directory), attn_implementation=self.attention)
         for field in ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count"):
             have, want = getattr(model.config, field), getattr(self.model_config, field)
             if have != want:
