@@ -43,8 +43,16 @@ class Look:
     """Share of the words with a shadow."""
     photograph: float = 0.5
     """Share of the words on a photograph, if there are photographs."""
+    light: float | None = None
+    """Share of the words whose letters are lighter than what lies behind them, as far as that leaves room for contrast;
+    none: as the colours fall. Where either is as likely, the mean of an image says nothing about its letters, and small
+    models learn to read late."""
     jpeg: float = 0.5
     """Share of the words that are compressed as JPEG, at quality 40 to 95."""
+
+    def __post_init__(self) -> None:
+        if self.light is not None and not 0 <= self.light <= 1:
+            raise ValueError(f"look.light: must lie between 0 and 1, got {self.light}")
 
 
 def render_word(
@@ -61,7 +69,7 @@ def render_word(
     else:
         background = _gradient((width, height), rng)
     behind = float(np.asarray(background.convert("L"), dtype=np.float32).mean())
-    colour = _colour(behind, rng)
+    colour = _colour(behind, rng, look.light)
     if rng.random() < look.shadow:
         dark = 0.0 if behind > 127 else 255.0
         offset = (int(rng.integers(1, 3)), int(rng.integers(1, 3)))
@@ -138,14 +146,20 @@ def _piece(photograph: Image.Image, size: tuple[int, int], rng: np.random.Genera
     return photograph.resize(size, Image.Resampling.BILINEAR, (left, top, left + width, top + height))
 
 
-def _colour(behind: float, rng: np.random.Generator) -> tuple[int, int, int]:
-    """A colour whose brightness differs from `behind` by at least MIN_CONTRAST."""
+def _colour(behind: float, rng: np.random.Generator, light: float | None) -> tuple[int, int, int]:
+    """A colour whose brightness differs from `behind` by at least MIN_CONTRAST, on the side that `light` asks for."""
+    wanted = (-1, 1)
+    if light is not None:
+        lighter = rng.random() < light
+        room = 255 - behind if lighter else behind
+        wanted = (1,) if lighter == (room > MIN_CONTRAST) else (-1,)
     for _ in range(50):
         red, green, blue = rng.integers(0, 256, 3).tolist()
-        if abs(0.299 * red + 0.587 * green + 0.114 * blue - behind) >= MIN_CONTRAST:
+        difference = 0.299 * red + 0.587 * green + 0.114 * blue - behind
+        if abs(difference) >= MIN_CONTRAST and np.sign(difference) in wanted:
             return red, green, blue
-    value = 0 if behind > 127 else 255
-    return value, value, value
+    dark = behind > 127 if light is None else wanted == (-1,)
+    return (0, 0, 0) if dark else (255, 255, 255)
 
 
 def _photographed(image: Image.Image, look: Look, rng: np.random.Generator) -> Image.Image:

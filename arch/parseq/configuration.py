@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from arch.config_file import ModelConfigError, load_dataclass
 from arch.parseq.recogniser_config import RecogniserConfig
 
+INITIALISATIONS = ("released", "narrow")
+
 
 @dataclass(frozen=True)
 class ParseqConfig(RecogniserConfig):
@@ -29,11 +31,18 @@ class ParseqConfig(RecogniserConfig):
     """Pixels of a ViT patch."""
     patch_width: int = 8
     """Pixels of a ViT patch."""
+    initialisation: str = "released"
+    """released: matrices by 0.02, as published for a width of 384. narrow: matrices of the blocks by 1/sqrt(inputs) and
+    positions by 0.2; at widths below 100 signals of 0.02 drown in the residual stream, and learning starts late."""
 
     heads: ClassVar[dict[str, str]] = {"encoder_heads": "width", "decoder_heads": "width"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.initialisation not in INITIALISATIONS:
+            raise ModelConfigError(
+                f"initialisation: expected one of {', '.join(INITIALISATIONS)}, found {self.initialisation!r}"
+            )
         for side in ("height", "width"):
             image, patch = getattr(self, f"image_{side}"), getattr(self, f"patch_{side}")
             if image % patch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from arch.parseq.character_decoder import CharacterDecoder
 from arch.parseq.configuration import ParseqConfig
@@ -32,6 +32,17 @@ class Parseq(CharacterDecoder):
             mlp_ratio=config.encoder_mlp_ratio,
         )
         super().__init__(config, encoder)
+        if config.initialisation == "narrow":
+            self._initialise_narrow()
+
+    def _initialise_narrow(self) -> None:
+        """Draws the blocks' matrices and the positions again, so large that a narrow model passes them on."""
+        for part in (self.encoder.blocks, self.decoder):
+            for parameter in part.parameters():
+                if parameter.ndim == 2:
+                    nn.init.trunc_normal_(parameter, std=parameter.shape[1] ** -0.5)
+        for positions in (self.encoder.pos_embed, self.pos_queries):
+            nn.init.trunc_normal_(positions, std=0.2)
 
     def forward(self, images_B3HW: Tensor, context_BL: Tensor, ordering_KP: Tensor) -> Tensor:
         """Logits [B, K, L, C] of every position under every ordering, from the true characters.

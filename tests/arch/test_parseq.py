@@ -327,3 +327,23 @@ def test_initial_loss_is_that_of_guessing():
     )
     loss = torch.nn.functional.cross_entropy(logits[:, 0].flatten(0, 1), context.flatten())
     assert loss.item() == pytest.approx(math.log(37), abs=0.15)
+
+
+def test_narrow_models_start_with_larger_matrices():
+    made = []
+    for name in ("released", "narrow"):
+        torch.manual_seed(0)
+        sizes = {"width": 64, "encoder_layers": 1, "encoder_heads": 4, "decoder_heads": 4, "initialisation": name}
+        made.append(Parseq(ParseqConfig(**sizes)))
+    released, narrow = made
+    spread = lambda model: [  # noqa: E731
+        float(p.detach().std())
+        for p in (model.encoder.blocks[0].mlp.fc1.weight, model.decoder.layers[0].linear1.weight)
+    ]
+    assert spread(released) == pytest.approx([0.02, 0.02], rel=0.1)
+    assert spread(narrow) == pytest.approx([64**-0.5, 64**-0.5], rel=0.1)
+    for positions in (narrow.encoder.pos_embed, narrow.pos_queries):
+        assert float(positions.detach().std()) == pytest.approx(0.2, rel=0.1)
+    assert torch.equal(released.head.weight, narrow.head.weight)
+    with pytest.raises(ModelConfigError, match="narrow"):
+        ParseqConfig(initialisation="wide")

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipeline.__main__ import main
 from data_pipeline.errors import SourceError
+from data_pipeline.render_words import Look
 from data_pipeline.synth_words import SynthCommand, SynthConfig, SynthWords, WordPainter, synthesise
 from data_pipeline.word_stores import open_words
 from tokenizer.characters import CHARSETS, CharacterTokenizer
@@ -60,6 +61,18 @@ def test_letters_stand_out(words):
         _, image = painter.draw(index)
         values = np.asarray(image.convert("L")).astype(float)
         assert image.mode == "RGB" and values.max() - values.min() > 40 and 16 <= image.height <= 120
+
+
+@pytest.mark.parametrize("light", [0.0, 1.0])
+def test_letters_are_darker_or_lighter_as_asked(words, light):
+    plain = Look(light=light, photograph=0, shadow=0, noise=0, blur=0, jpeg=0)
+    painter = WordPainter(SynthConfig([words], 10, look=plain), CHARSETS["94"])
+    lighter = 0
+    for index in range(40):
+        values = np.asarray(painter.draw(index)[1].convert("L")).astype(float)
+        middle = np.median(values)
+        lighter += values.max() - middle > middle - values.min()
+    assert abs(lighter / 40 - light) < 0.2  # a few backgrounds leave no room on the side that is asked for
 
 
 def test_chinese_words_need_a_font_that_draws_them(tmp_path):
