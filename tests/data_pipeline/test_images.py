@@ -1,33 +1,14 @@
 """Images: every mode becomes RGB, whatever is broken is refused by name."""
 
-import io
-import struct
-import zlib
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipeline.errors import ImageError
 from data_pipeline.images import decode_image
+from tests.data_pipeline.odd_images import encoded, huge_png
 
 PIXELS = np.arange(12 * 8 * 3, dtype=np.uint8).reshape(8, 12, 3)
-
-
-def encoded(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def huge_png(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size; it holds no such pixels."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
