@@ -82,11 +82,11 @@ def measure_words(checkpoint: Path, grid: MeasuredGrid) -> dict[str, Any]:
     """Scores and, image by image, what was read wrongly (1) or rightly (0), by benchmark."""
     from data_pipeline.labels import LabelRules
     from eval.ocr import correct, read_words, score
-    from eval.recognisers import OwnRecogniser
+    from eval.recognisers import open_recogniser
     from tokenizer.characters import read_charset
 
     rules = LabelRules.for_charset(read_charset(grid.charset))
-    recogniser = OwnRecogniser(checkpoint, None, "autoregressive", 1)
+    recogniser = open_recogniser(str(checkpoint), None, "autoregressive", 1)
     found: dict[str, Any] = {}
     for kind, stores in ((BENCHMARKS, tuple(grid.benchmarks)), (HELD_OUT, (grid.held_out,) if grid.held_out else ())):
         found[kind] = {}

@@ -117,9 +117,10 @@ class OffsetLaw(Law):
         else:
             starts_SP = start_P[None].copy()
             starts_SP[:, 1::2] -= starts_SP[:, 2::2] * centre_K
-        found = [self._descend(u_NK, log_RN, np.tile(start_P, (len(log_RN), 1))) for start_P in starts_SP]
-        best_R = np.argmin([cost_R for _, cost_R in found], axis=0)
-        theta_RP = np.stack([theta_RP for theta_RP, _ in found])[best_R, np.arange(len(log_RN))]
+        series, starts = len(log_RN), len(starts_SP)
+        tried, cost = self._descend(u_NK, np.tile(log_RN, (starts, 1)), np.repeat(starts_SP, series, axis=0))
+        best_R = cost.reshape(starts, series).argmin(axis=0)
+        theta_RP = tried.reshape(starts, series, -1)[best_R, np.arange(series)]
         theta_RP[:, 1::2] += theta_RP[:, 2::2] * centre_K
         return theta_RP
 

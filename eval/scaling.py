@@ -10,6 +10,7 @@ and no law is fitted to it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -48,9 +49,9 @@ class Scaling(MeasuredGrid):
         for name in ("sizes", "volumes"):
             if len(getattr(self, name)) < LEAST:
                 raise ValueError(f"{name}: a scaling grid needs at least {LEAST}, got {len(getattr(self, name))}")
-        for name, volume in self.volumes.items():
-            if not isinstance(volume.get("amount"), int) or volume["amount"] < 1:
-                raise ValueError(f"volumes.{name}: amount must be a number of samples, got {volume.get('amount')!r}")
+        for name, fields in self.volumes.items():
+            if not isinstance(fields.get("amount"), int) or fields["amount"] < 1:
+                raise ValueError(f"volumes.{name}: amount must be a number of samples, got {fields.get('amount')!r}")
         if unknown := sorted(set(self.margins) - set(MARGINS)):
             raise ValueError(f"margins: unknown field {unknown[0]!r}; known are {', '.join(MARGINS)}")
         for name in ("sizes", "volumes"):
@@ -95,7 +96,7 @@ class Point:
     flops: float
     """Of one run's training."""
     unit: str
-    runs: dict[int, dict[str, Any]]
+    runs: Mapping[int, Mapping[str, Any]]
     """{seed: content of cell.json}."""
     breakthroughs: dict[int, int | None]
     """{seed: first validated step below the plateau}."""
@@ -127,7 +128,7 @@ def points_of(grid: Scaling, measured: Measured) -> list[Point]:
     """The measured cells, by size and volume, small ones first."""
     points = []
     for size, volume in product(grid.sizes, grid.volumes):
-        runs = dict(measured.get(variant_name(size, volume), {}))
+        runs = measured.get(variant_name(size, volume), {})
         if not runs:
             continue
         first, amount = next(iter(runs.values())), grid.volumes[volume]["amount"]

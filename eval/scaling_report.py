@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from eval.grid import GridError, cells
 from eval.grid_report import Measured, markdown_table, spread
 from eval.power_law import Estimate
+from eval.resampling import seed_residuals
 from eval.scaling import Point, Scaling, points_of
 from eval.scaling_fits import Analysis, Budget, Prediction, Series, analyse, budget_series, series_content
 from eval.scaling_plots import save_budget_plot, save_quantity_plot
@@ -70,27 +71,22 @@ def grid_section(grid: Scaling, points: Sequence[Point], analyses: Sequence[Anal
         "",
     ]
     for analysis in analyses:
-        values = analysis.quantity.values
-        lines += [f"**{_capital(analysis.quantity.title)}**", ""]
-        lines += [*size_table(points, lambda point, values=values: spread(list(values[point.name]))), ""]
-    lines += [
-        "**Training hours of a run**",
-        "",
-        *size_table(points, lambda p: f"{_seconds(p) / 3600 / len(p.runs):.3f}"),
-    ]
+        shown = {name: spread(list(values)) for name, values in analysis.quantity.values.items()}
+        lines += [f"**{_capital(analysis.quantity.title)}**", "", *size_table(points, shown), ""]
+    hours = {point.name: f"{_seconds(point) / 3600 / len(point.runs):.3f}" for point in points}
+    lines += ["**Training hours of a run**", "", *size_table(points, hours)]
     if grid.plateau is not None:
-        shown = lambda point: ", ".join("never" if s is None else f"{s:,}" for s in point.breakthroughs.values())  # noqa: E731
-        lines += [
-            "",
-            "**Break-through: first validated step below the plateau, by seed**",
-            "",
-            *size_table(points, shown),
-        ]
+        steps = {
+            point.name: ", ".join("never" if step is None else f"{step:,}" for step in point.breakthroughs.values())
+            for point in points
+        }
+        title = "**Break-through: first validated step below the plateau, by seed**"
+        lines += ["", title, "", *size_table(points, steps)]
     return [*lines, ""]
 
 
-def size_table(points: Sequence[Point], cell: Callable[[Point], str]) -> list[str]:
-    """One row for each size, one column for each volume."""
+def size_table(points: Sequence[Point], shown: Mapping[str, str]) -> list[str]:
+    """One row for each size, one column for each volume; `shown` by variant."""
     sizes = dict.fromkeys((point.size, point.parameters) for point in points)
     volumes = sorted({(point.amount, point.data, point.volume) for point in points})
     found = {(point.size, point.volume): point for point in points}
@@ -99,7 +95,7 @@ def size_table(points: Sequence[Point], cell: Callable[[Point], str]) -> list[st
         row = [f"`{size}`", f"{parameters:,}"]
         for _, _, volume in volumes:
             point = found.get((size, volume))
-            row.append(cell(point) + (f" {CENSORED}" if point.censored else "") if point is not None else "")
+            row.append(shown[point.name] + (f" {CENSORED}" if point.censored else "") if point is not None else "")
         rows.append(row)
     columns = ["size", "parameters", *(f"`{name}`: {data:,} {points[0].unit}" for _, data, name in volumes)]
     return markdown_table(columns, rows)
@@ -108,6 +104,8 @@ def size_table(points: Sequence[Point], cell: Callable[[Point], str]) -> list[st
 def quantity_section(analysis: Analysis, plot: str) -> list[str]:
     """Fits, predictions and null results of one quantity."""
     lines = [f"## {_capital(analysis.quantity.title)}", "", f"![fits]({plot})", ""]
+    if not len(seed_residuals(list(analysis.quantity.values.values()))):
+        lines += ["No cell has several seeds: the intervals know nothing of the noise of training.", ""]
     if analysis.excluded:
         lines += ["Not fitted: " + "; ".join(f"`{name}` ({why})" for name, why in analysis.excluded.items()) + ".", ""]
     if not analysis.series:

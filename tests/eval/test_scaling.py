@@ -225,10 +225,12 @@ def test_the_report_of_made_up_cells(grid, tmp_path, capsys):
     assert content["cells"][-1]["seeds"] == [1, 2, 3] and len(content["cells"][-1]["error"]) == 3
     held = content["quantities"]["loss"]["against"]["data"]["held_out"]["the largest"]["predictions"]
     assert {entry["law"] for entry in held} == {"power", "offset", "constant", "linear"}
-    for cell in cells(grid)[2:]:
-        cell.result.unlink()
+    for cell in cells(grid):  # what is left is censored, but for one
+        if cell.variant not in ("xxs_2k", "xxs_8k"):
+            cell.result.unlink()
     assert main(command) == 0
-    assert "Too few cells are left" in (tmp_path / "docs/law.md").read_text()
+    report = (tmp_path / "docs/law.md").read_text()
+    assert "Too few cells are left" in report and "No cell has several seeds" in report
 
 
 def test_breakthrough_is_the_first_step_below():
