@@ -30,10 +30,10 @@ def recognise(
     image_B1ME = model.encode_image(images_B3HW)[:, None]
     image = visual.decoder.project_memory(image_B1ME)
     visual_BQC = first_reading(visual, image, mode, max_length)
-    memory = cross.decoder.project_memory(model.cross_memory(image_B1ME, visual_BQC[:, None]))
+    memory = cross.decoder.project_memory(model.cross_memory(image_B1ME, visual_BQC.argmax(dim=-1)[:, None]))
     cross_BQC = first_reading(cross, memory, mode, max_length)
     for _ in range(refinements):
         visual_BQC = refine(visual, image, visual_BQC)
-        memory = cross.decoder.project_memory(model.cross_memory(image_B1ME, visual_BQC[:, None]))
+        memory = cross.decoder.project_memory(model.cross_memory(image_B1ME, visual_BQC.argmax(dim=-1)[:, None]))
         cross_BQC = refine(cross, memory, cross_BQC)
     return cross_BQC

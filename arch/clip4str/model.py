@@ -68,8 +68,9 @@ class Clip4Str(nn.Module):
     def forward(self, images_B3HW: Tensor, context_BL: Tensor, ordering_KP: Tensor) -> BranchLogits:
         """Logits of every position under every ordering, from the true characters: what training needs.
 
-        The caption of an ordering is what the visual branch reads under it. No gradient passes from the cross branch
-        to the image encoder, nor through the caption.
+        The caption of an ordering is what the visual branch reads under it, at the positions that are trained, so that
+        it does not depend on longer labels in the batch (in the released code it does). No gradient passes from the
+        cross branch to the image encoder, nor through the caption.
 
         Args:
             images_B3HW: from `config.normalise`.
@@ -77,8 +78,16 @@ class Clip4Str(nn.Module):
         """
         image_BME = self.encode_image(images_B3HW)
         visual_BKLC = self.visual_decoder(image_BME, context_BL, ordering_KP)
-        memory_BKNE = self.cross_memory(image_BME[:, None], visual_BKLC)
+        untrained_BKL = self._untrained(context_BL, visual_BKLC.shape[1])
+        reading_BKL = visual_BKLC.detach().argmax(dim=-1).masked_fill(untrained_BKL, self.config.eos)
+        memory_BKNE = self.cross_memory(image_BME[:, None], reading_BKL)
         return BranchLogits(visual_BKLC, self.cross_decoder(memory_BKNE, context_BL, ordering_KP))
+
+    def _untrained(self, context_BL: Tensor, orderings: int) -> Tensor:
+        """Outputs behind the label's [E], and from the third ordering on that of [E] itself: bool [B, K, L]."""
+        behind_BL = (context_BL == self.config.pad) | (context_BL == self.config.eos)
+        from_end_BL = torch.cat([behind_BL[:, 1:], torch.ones_like(behind_BL[:, :1])], dim=1)
+        return torch.stack([behind_BL, behind_BL, *[from_end_BL] * (orderings - 2)], dim=1)[:, :orderings]
 
     def encode_image(self, images_B3HW: Tensor) -> Tensor:
         """Every token of the image encoder, normalised and projected: [B, M, E]."""
@@ -86,9 +95,9 @@ class Clip4Str(nn.Module):
         hidden_BMD = vision(pixel_values=images_B3HW).last_hidden_state
         return self.clip.visual_projection(vision.post_layernorm(hidden_BMD))
 
-    def cross_memory(self, image_B1ME: Tensor, visual_BKLC: Tensor) -> Tensor:
-        """What the cross decoder looks at: image and caption, [B, K, M + S, E]."""
-        text_BKSE = self.encode_text(self.caption(visual_BKLC.detach().argmax(dim=-1).cpu().numpy()))
+    def cross_memory(self, image_B1ME: Tensor, reading_BKL: Tensor) -> Tensor:
+        """What the cross decoder looks at: the image, and as a caption what has been read in it, [B, K, M + S, E]."""
+        text_BKSE = self.encode_text(self.caption(reading_BKL.cpu().numpy()))
         image_BKME = image_B1ME.detach().expand(-1, text_BKSE.shape[1], -1, -1)
         return torch.cat([image_BKME, text_BKSE], dim=2)
 

@@ -112,7 +112,10 @@ def test_the_cross_memory_is_the_image_and_the_caption_of_each_ordering():
     visual, _ = model(images(size=224), *context())
     (memory_BKNE,), (ids_BKS,) = memories, seen
     assert memory_BKNE.shape == (2, 6, 197 + 16, 16) and ids_BKS.shape == (2, 6, 16)
-    read = [CharacterTokenizer(CHARACTERS).decode(row).lower() for row in visual.argmax(-1).flatten(0, 1).numpy()]
+    chosen = visual.argmax(-1)
+    for sample, length in enumerate((4, 2)):  # captions end with the label, in the first two orderings one later
+        chosen[sample, :2, length + 1 :] = chosen[sample, 2:, length:] = 0
+    read = [CharacterTokenizer(CHARACTERS).decode(row).lower() for row in chosen.flatten(0, 1).numpy()]
     for word, row in zip(read, ids_BKS.reshape(-1, 16).tolist(), strict=True):
         assert row == [256, *word.encode(), 257] + [0] * (14 - len(word))
     assert len(set(read)) > 3
@@ -122,12 +125,23 @@ def test_the_cross_memory_is_the_image_and_the_caption_of_each_ordering():
     assert torch.allclose(memory_BKNE[:, 4, 197:], model.clip.text_projection(alone), atol=1e-5)
 
 
-def test_all_orderings_at_once_equal_one_after_the_other():
+def test_a_longer_neighbour_changes_nothing():
+    """Two labels of six and five characters, together and the shorter one alone, under orderings that agree."""
+    model, ids = small(), torch.tensor([[11, 3, 1, 4, 1, 5, 9], [11, 2, 2, 6, 7, 8, 0]])
+    for decoder in (model.visual_decoder, model.cross_decoder):
+        decoder.head.bias.data[0] = -99.0  # the longest readings
+    long, short = (sample_orderings(length, 6, torch.Generator().manual_seed(4), longest=8) for length in (6, 5))
+    together, apart = model(images(), ids, long), model(images()[1:], ids[1:, :6], short)
+    for both, alone in zip(together, apart, strict=True):
+        assert torch.allclose(both[1, :, :5], alone[0, :, :5], atol=1e-5)
+
+
+def test_orderings_do_not_see_one_another():
     model, (ids, orderings) = small(), context()
     together = model(images(), ids, orderings)
-    for row in range(len(orderings)):
-        for all_of_them, alone in zip(together, model(images(), ids, orderings[row : row + 1]), strict=True):
-            assert torch.allclose(all_of_them[:, row], alone[:, 0], atol=1e-5)
+    for row in range(2, len(orderings)):
+        for all_of_them, three in zip(together, model(images(), ids, orderings[[0, 1, row]]), strict=True):
+            assert torch.allclose(all_of_them[:, [0, 1, row]], three, atol=1e-5)
 
 
 def test_decoding_is_both_branches_one_after_the_other():
@@ -146,7 +160,7 @@ def test_decoding_is_both_branches_one_after_the_other():
             visual = model.visual_decoder(image, context_BL, ordering)
             context_BL = torch.cat([context_BL, visual[:, 0, -1:].argmax(-1)], dim=1)
         visual = model.visual_decoder(image, context_BL, forward)
-        memory = model.cross_memory(image[:, None], visual)
+        memory = model.cross_memory(image[:, None], visual.argmax(-1))
         chosen = torch.cat([start, cross[:, :-1].argmax(-1)], dim=1)
         assert torch.allclose(cross, model.cross_decoder(memory, chosen, forward)[:, 0], atol=1e-4)
 

@@ -64,7 +64,8 @@ def test_the_command_prints_text_and_json(run: Path, capsys) -> None:
     assert main(["replay", "--run", str(run / "order.json"), "--step", str(STEP), "--json", "true"]) == 0
     objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {entry["row"] for entry in objects} == set(range(6))
-    assert set(objects[0]) == {"row", "sample", "directory", "shard", "document", "start", "stop", "row_start", "text"}
+    fields = {"row", "sample", "directory", "shard", "document", "start", "stop", "row_start", "place", "text"}
+    assert set(objects[0]) == fields
 
 
 def test_runs_that_cannot_be_replayed(run: Path, tmp_path: Path, capsys) -> None:
