@@ -17,8 +17,13 @@ from pretrain.pipeline import Pipeline
 from pretrain.walkthrough import PYTHON, Walkthrough, option, train_command
 from tokenizer.visual import VISUAL_FILE
 
-TASKS = ("edges", "denoising", "colourisation")
-"""All of them make their pairs from photographs alone; configs/delvm/quickstart_sets.yaml measures the same."""
+TASKS: dict[str, tuple[str, ...]] = {
+    "edges": (),
+    "denoising": ("--pairs.corruption.noise", "[30, 60]"),
+    "colourisation": (),
+}
+"""Task -> further options of its pairs, which are made from photographs alone. The noise is strong, because no answer
+can be closer to the photograph than the codes are. configs/delvm/quickstart_sets.yaml measures the same pairs."""
 SETS = "configs/delvm/quickstart_sets.yaml"
 
 
@@ -59,7 +64,7 @@ def quickstart_vision(config: VisionQuickstartConfig) -> Path:
         pipeline.run(
             f"images.{task}", f"images of {task} for the tokenizer", Path(file),
             *PYTHON, "data_pipeline", "pair-images", "--input", str(photographs / "train"), "--pairs.task", task,
-            "--limit", "2000", "--output", file,
+            *TASKS[task], "--limit", "2000", "--output", file,
         )  # fmt: skip
     pipeline.run(
         "tokenizer", f"a visual tokenizer of {config.codes} codes, by k-means", tokenizer,
@@ -73,7 +78,7 @@ def quickstart_vision(config: VisionQuickstartConfig) -> Path:
             pipeline.run(
                 f"prepare.{split}.{task}", f"token shards of {split}.{task}", Path(shards[split][task]),
                 *PYTHON, "data_pipeline", "prepare", "--input", str(photographs / split),
-                "--tokenizer", str(tokenizer), "--pairs.task", task, "--pairs.copies", str(copies),
+                "--tokenizer", str(tokenizer), "--pairs.task", task, *TASKS[task], "--pairs.copies", str(copies),
                 "--pairs.seed", str(seed), "--output", shards[split][task],
             )  # fmt: skip
     codes = json.loads((tokenizer / VISUAL_FILE).read_text(encoding="utf-8"))["vocab_size"]  # some may coincide
@@ -87,7 +92,7 @@ def quickstart_vision(config: VisionQuickstartConfig) -> Path:
     )  # fmt: skip
     pipeline.run(
         "vision", "visual prompting on the held-out photographs", run / "eval",
-        *PYTHON, "eval", "vision", "--model", str(run), "--sets", SETS, "--define", f"photographs={photographs}",
+        *PYTHON, "eval", "vision", "--model", f"ours={run}", "--sets", SETS, "--define", f"photographs={photographs}",
         "--queries", str(config.queries), "--output", str(run / "eval"),
     )  # fmt: skip
     report = root / "report.html"

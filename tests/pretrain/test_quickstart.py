@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +121,8 @@ def test_held_out_photographs_are_neither_in_the_tokenizer_nor_in_training(launc
         (tmp_path / "photographs" / split).mkdir(parents=True)
     sets = parse_sets(read_defined(ROOT / SETS, {"photographs": str(tmp_path / "photographs")}), SETS)
     assert {each.task for each in sets} == set(TASKS)
+    noise = next(each.held_out.pairs.corruption.noise for each in sets if each.task == "denoising")
+    assert json.loads(TASKS["denoising"][1]) == list(noise)
     for each in sets:
         assert each.held_out.input == [held_out] and each.examples.input == [str(tmp_path / "photographs" / "train")]
 
