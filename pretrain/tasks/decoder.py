@@ -5,7 +5,7 @@
 
 A subclass says what a sample is, which tokenizer made its ids, and how the model leaves.
 
-Shapes: B batch, S sequence, D width, V vocabulary.
+Shapes: B batch, S sequence, D width, E width of the teacher, V vocabulary.
 """
 
 from __future__ import annotations
@@ -183,10 +183,11 @@ class DecoderTask(Task):
         hidden_BSD = model.model(  # type: ignore[operator]
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         ).last_hidden_state
-        criterion: Criterion = (truth := CrossEntropy(batch["labels"], accuracy=self.accuracy))
+        truth = CrossEntropy(batch["labels"], accuracy=self.accuracy)
+        criterion: Criterion = truth
         if self.teacher is not None and model.training:
-            teacher_BSE, head_VE = self.teacher.hidden(batch, hidden_BSD)
-            criterion = Distillation(truth, teacher_BSE, head_VE, self.distillation)
+            teacher_hidden_BSE, teacher_weight_VE = self.teacher.hidden(batch, hidden_BSD)
+            criterion = Distillation(truth, teacher_hidden_BSE, teacher_weight_VE, self.distillation)
         total, tokens = linear_loss(hidden_BSD, model.lm_head.weight, criterion, self.loss_chunk_elements)
         counts_B, objective_BS = (batch["labels"] != IGNORE_INDEX).sum(dim=1), tokens["objective"]
         return LossOutput(
