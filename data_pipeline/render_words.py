@@ -148,7 +148,7 @@ def _piece(photograph: Image.Image, size: tuple[int, int], rng: np.random.Genera
 
 def _colour(behind: float, rng: np.random.Generator, light: float | None) -> tuple[int, int, int]:
     """A colour whose brightness differs from `behind` by at least MIN_CONTRAST, on the side that `light` asks for."""
-    wanted = (-1, 1)
+    wanted: tuple[int, ...] = (-1, 1)
     if light is not None:
         lighter = rng.random() < light
         room = 255 - behind if lighter else behind
