@@ -28,7 +28,7 @@ def test_the_images_are_those_of_the_records(tmp_path, capsys):
     assert len(set(pq.read_table(output)["record"].to_pylist())) == 2
 
 
-@pytest.mark.parametrize(("change", "message"), [({"task": "files"}, "needs a column"), ({"rows": [0, 9]}, "rows 0")])
+@pytest.mark.parametrize(("change", "message"), [({"task": "files"}, "no column"), ({"rows": [0, 9]}, "rows 0")])
 def test_errors_are_one_line(tmp_path, capsys, change, message):
     photographs = write_photographs(tmp_path / "photographs.parquet", count=2)
     pairs = json.dumps({"task": "edges"} | change)
