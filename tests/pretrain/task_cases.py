@@ -27,6 +27,7 @@ CLIP_SHAPE = {
     "text_positions": 16, "frozen_text_layers": 1,
 }  # fmt: skip
 VISUAL_SHAPE = {"image_size": 16, "grid": 4, "stem": 2, "width": 8, "blocks": 1, "codes": 12, "code_dim": 4}
+STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,11 @@ CASES: dict[str, Callable[[Materials], dict[str, Any]]] = {
 
 def arguments(case: str, materials: Materials, output: Path, **changes: Any) -> list[str]:
     """The command line of one tiny run."""
+    own = CASES[case](materials)
     settings = {
+        **{name: value for name, value in own.items() if name == "config"},  # first: what follows overrides the file
         "output": str(output),
-        "steps": 24,
+        "steps": STEPS,
         "batch.size": 8,
         "batch.micro_size": 2,
         "optimizer.lr": 0.01,
@@ -149,7 +152,7 @@ def arguments(case: str, materials: Materials, output: Path, **changes: Any) -> 
         "telemetry.every": 1,
         "telemetry.tensorboard": False,
         "telemetry.progress_bar": False,
-        **CASES[case](materials),
+        **own,
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}

@@ -1,6 +1,6 @@
 """Every task keeps the same promises (DESIGN section 8): promises 2, 5 and 7 for whatever the trainer trains.
 
-    killed with SIGKILL on two ranks, at every ZeRO stage, also inside a checkpoint write, a run continues to the bit
+    killed with SIGKILL on two ranks, also inside a checkpoint write, a run continues to the bit
     two ranks at every stage train like one process
     a checkpoint loads without the run, to the same validation loss
 
@@ -28,13 +28,19 @@ from pretrain.command_line import parse
 from pretrain.config import TrainConfig
 from pretrain.trainer import train
 from tests.pretrain.conftest import deepspeed_command, launch, rows
-from tests.pretrain.task_cases import CASES, Materials, arguments
+from tests.pretrain.task_cases import CASES, STEPS, Materials, arguments
 
 STAGES = range(4)
-KILLS = [("language", stage) for stage in STAGES] + [
-    (case, number % 4) for number, case in enumerate((case for case in CASES if case != "language"), start=1)
+KILLS = [
+    ("language", 1),
+    ("language", 2),
+    ("sentences", 3),
+    ("images", 0),
+    ("words", 1),
+    ("captioned_words", 3),
+    ("digits", 2),
 ]
-"""Runs that are killed: text at every stage, every other task at one. At odd stages inside a checkpoint write."""
+"""Runs that are killed: every task, and every stage. At odd stages inside a checkpoint write."""
 SECONDS = 300
 
 
@@ -48,13 +54,15 @@ class Runs:
     def path(self, kind: str, case: str, stage: int) -> Path:
         return self.folder / kind / f"{case}{stage}"
 
-    def command_line(self, kind: str, case: str, stage: int) -> list[str]:
-        return arguments(case, self.materials, self.path(kind, case, stage), engine__zero_stage=stage)
+    def command_line(self, kind: str, case: str, stage: int, **changes: int) -> list[str]:
+        return arguments(case, self.materials, self.path(kind, case, stage), engine__zero_stage=stage, **changes)
 
     def start(self, kind: str, which: list[tuple[str, int]], log: Path) -> subprocess.Popen:
         """Two ranks that train these runs one after the other."""
         plans = self.folder / f"{kind}.json"
-        plans.write_text(json.dumps([self.command_line(kind, case, stage) for case, stage in which]))
+        saving = {"checkpoint__every": STEPS} if kind == "whole" else {}
+        lines = [self.command_line(kind, case, stage, **saving) for case, stage in which]
+        plans.write_text(json.dumps(lines))
         return launch(deepspeed_command("tests/pretrain/train_several.py", str(plans)), log)
 
 
@@ -117,7 +125,7 @@ def test_killed_and_resumed_equals_uninterrupted(runs):
         process = runs.start("killed", KILLS[max(0, number - 1) :], log)
         run = runs.path("killed", case, stage)
         kill_during(process, run, stage)
-        assert not (run / "checkpoints" / "step_00000024").exists()
+        assert not (run / "checkpoints" / f"step_{STEPS:08d}").exists()
         inside += bool(list((run / "checkpoints").glob("*.tmp")))
     assert inside > 0, "no run was killed inside a checkpoint write"
     log = runs.folder / "killed.log"
@@ -157,7 +165,7 @@ def alone(runs) -> dict[str, TrainConfig]:
 def test_two_ranks_at_every_stage_train_like_one(runs, alone, case):
     for kind in ("train", "valid"):
         expected = [row["loss"] for row in rows(Path(alone[case].output), kind)]
-        assert len(expected) == {"train": 24, "valid": 2}[kind]
+        assert len(expected) == {"train": STEPS, "valid": 2}[kind]
         for stage in STAGES:
             actual = [row["loss"] for row in rows(runs.path("whole", case, stage), kind)]
             assert actual == pytest.approx(expected, rel=1e-3), f"stage {stage}"
@@ -170,7 +178,7 @@ def test_a_checkpoint_loads_without_its_run_to_the_same_loss(runs, alone, case):
     task = alone[case].task
     for stage in (0, 3):
         run = runs.path("whole", case, stage)
-        model = task.load_model(run / "checkpoints" / "step_00000024").eval()
+        model = task.load_model(run / "checkpoints" / f"step_{STEPS:08d}").eval()
         for name, source in task.validation_sources().items():
             samples = [source.sample(index) for index in range(min(8, len(source)))]
             with torch.no_grad():
