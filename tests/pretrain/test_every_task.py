@@ -105,7 +105,7 @@ def kill_during(process: subprocess.Popen, run: Path, number: int) -> None:
     after = draw.randint(7, 16)
     while time.monotonic() < deadline and process.poll() is None:
         if number % 2:
-            if any(path.name > "step_00000005" for path in (run / "checkpoints").glob("step_*.tmp")):
+            if any(path.name > "step_00000006" for path in (run / "checkpoints").glob("step_*.tmp")):
                 break
         elif (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(b"\n") > after:
             time.sleep(draw.random() * 0.1)
