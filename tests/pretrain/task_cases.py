@@ -71,7 +71,7 @@ def words(materials: Materials) -> dict[str, Any]:
 
 
 def captioned_words(materials: Materials) -> dict[str, Any]:
-    """CLIP4STR on the words. Captions jump where two characters are as likely; at these rates rounding does not matter."""
+    """CLIP4STR on the words. Its captions jump between likely characters; at these rates no rounding moves them."""
     return {
         **words(materials),
         "task": "pretrain.tasks.Clip4StrTask",
