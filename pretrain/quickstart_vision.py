@@ -1,4 +1,4 @@
-"""`make vision`: from a few photographs to a model that learns tasks from example pairs, in ten minutes on two cores.
+"""`make vision`: from a few photographs to a model that is asked with example pairs, on two cores.
 
     sample-images -> pair-images -> tokenizer visual train -> prepare (per split and task) -> deepspeed train
         -> eval vision -> report
