@@ -1,4 +1,4 @@
-"""`make ocr`: from a list of words to a recogniser that reads words it has never seen, in ten minutes on two cores.
+"""`make ocr`: from a list of words to a recogniser that is asked words it has never seen, on two cores.
 
     sample -> sample-words, sample-images -> synth-words (twice) -> deepspeed train -> eval ocr -> report
 
