@@ -32,10 +32,6 @@ class LabelError(DataError):
     """Labels that a charset cannot hold, more of them than was allowed."""
 
 
-class ImageError(DataError):
-    """An image that cannot be read: truncated, not an image, too large, or of a kind that is not accepted."""
-
-
 class PairsError(DataError):
     """A description of image pairs that cannot be met: no such column or rows, nothing to read."""
 

@@ -9,16 +9,16 @@ random square crop and flip of its own. So a sample is still a pure function of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_pipeline.errors import ImageError, SourceError
-from data_pipeline.image_stores import ImageStore, open_images, sizes_hash
-from data_pipeline.images import decode_image
+from data_pipeline.errors import SourceError
 from data_pipeline.source import DocumentSpan, Sample
+from tokenizer.image_stores import ImageStore, open_images, sizes_hash, square_pixels
 
 SMALLEST_CROP = 0.5
 """Side of the smallest random crop, as a share of the image's short side (spec delvm.md, section 9.4)."""
@@ -35,7 +35,7 @@ class ImageSource:
         column: of Parquet files.
 
     Raises:
-        SourceError: an entry is missing or holds no image.
+        ImageError: an entry is missing or holds no image.
     """
 
     def __init__(
@@ -67,12 +67,8 @@ class ImageSource:
         if not 0 <= index < len(self):
             raise SourceError(f"image {index} asked for, but there are {len(self)}")
         number = index % self.images
-        image = decode_image(self.store.image(number), self.store.name(number))
-        if min(image.size) < 2:
-            raise ImageError(f"{self.store.name(number)}: {image.size[0]} x {image.size[1]} pixels show nothing")
-        if self.copies:
-            image = random_view(image, np.random.default_rng([self.seed, index]))
-        return np.asarray(resize_and_crop(image, self.size))
+        view = partial(random_view, rng=np.random.default_rng([self.seed, index])) if self.copies else None
+        return square_pixels(self.store, number, self.size, view)
 
     def documents(self, index: int) -> list[DocumentSpan]:
         """One image is one document."""
@@ -88,17 +84,6 @@ class ImageSource:
             "copies": self.copies,
             "seed": self.seed,
         }
-
-
-def resize_and_crop(
-    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR
-) -> Image.Image:
-    """Short side to `size`, then the square at the centre: torchvision's Resize and CenterCrop (spec 2.1)."""
-    width, height = image.size
-    short = min(width, height)
-    image = image.resize((size * width // short, size * height // short), resample)
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 def random_view(image: Image.Image, rng: np.random.Generator) -> Image.Image:

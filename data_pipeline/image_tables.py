@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_pipeline.errors import ImageError, PairsError
-from data_pipeline.image_stores import SUFFIXES
-from data_pipeline.images import decode_image
+from data_pipeline.errors import PairsError
+from tokenizer.image_stores import SUFFIXES
+from tokenizer.images import ImageError, decode_image
 
 
 class ImageTable(Protocol):

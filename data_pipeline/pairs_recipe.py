@@ -15,13 +15,14 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from data_pipeline.errors import ImageError, NoMasksError, PairError
+from data_pipeline.errors import NoMasksError, PairError
 from data_pipeline.parts import Plan, Unit, content_hash, cut, group, part_bytes_for, refuse_twice
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.read_part import RejectLog
 from data_pipeline.recipe import Encode
 from data_pipeline.visual_pairs import PairsConfig, PairSet, Stretch
 from data_pipeline.workspace import Workspace
+from tokenizer.images import ImageError
 
 REASONS = {NoMasksError: "masks", PairError: "pair", ImageError: "image"}
 """Why a row cannot be used: error -> kind of reject."""

@@ -19,10 +19,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline.errors import SourceError
-from data_pipeline.image_stores import ImageStore, open_images
-from data_pipeline.images import decode_image
 from data_pipeline.keyed_split import keyed_hash
 from data_pipeline.photographs_builtin import builtin_photographs
+from tokenizer.image_stores import ImageStore, open_images
+from tokenizer.images import decode_image
 
 RECORD = "images.json"
 SPLITS = ("train", "valid")

@@ -25,7 +25,6 @@ import numpy as np
 
 from data_pipeline.errors import PairsError
 from data_pipeline.image_tables import ImageTable, open_tables, read_image
-from data_pipeline.images import decode_class_indices
 from data_pipeline.visual_corruption import Corruption
 from data_pipeline.visual_tasks import (
     CAMVID_PALETTE,
@@ -37,6 +36,7 @@ from data_pipeline.visual_tasks import (
     render_masks,
 )
 from data_pipeline.visual_views import Picture, Window, centre, cut, random_window, six_crop
+from tokenizer.images import decode_class_indices
 
 VIEWS = {"centre": 1, "six_crop": 6}
 WEATHER, COLOURS, WINDOW = 0, 1, 2

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from data_pipeline.errors import SourceError
-from data_pipeline.image_stores import open_images
-from data_pipeline.images import decode_image
+from tokenizer.image_stores import open_images
+from tokenizer.images import decode_image
 
 SMALLEST = 64
 
@@ -17,8 +17,8 @@ def read_photographs(entries: Sequence[str]) -> list[Image.Image]:
     """The images of files, folders (not of folders in them) and .parquet files with a column `image`, in that order.
 
     Raises:
-        SourceError: an entry is missing, or holds no image of at least 64 x 64 pixels.
-        ImageError: an image is damaged.
+        SourceError: no image of at least 64 x 64 pixels.
+        ImageError: an entry is missing or holds no image, or an image is damaged.
     """
     if not entries:
         return []

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.errors import ImageError, SourceError
-from data_pipeline.images import decode_image
+from data_pipeline.errors import SourceError
 from data_pipeline.labels import LabelRules, clean_labels
 from data_pipeline.source import DocumentSpan, Sample
 from data_pipeline.word_augment import augment_word
 from data_pipeline.word_stores import WordStore, content_hash, open_words
 from tokenizer.characters import CharacterTokenizer
+from tokenizer.images import ImageError, decode_image
 
 
 class WordSource:

@@ -23,7 +23,7 @@ import lmdb
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import SourceError
-from data_pipeline.image_stores import ParquetImages
+from tokenizer.image_stores import ParquetImages
 
 LABEL_FILES = ("labels.txt", "gt.txt", "labels.tsv", "labels.csv")
 

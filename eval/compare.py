@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from eval.commands import CompareOptions
-from eval.grid import measure_all, results, train_all
 from eval.grid_measures import MeasuredGrid, measure_cell
-from eval.grid_preparation import prepare, read_options
+from eval.grid_preparation import read_options, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +42,9 @@ def run(options: CompareOptions) -> None:
     from eval.compare_report import write_comparison
 
     grid = read_options(options, Comparison)
-    if options.stage in ("all", "prepare", "train"):
-        prepare(grid)
-    if options.stage in ("all", "train"):
-        train_all(grid)
-    if options.stage in ("all", "evaluate"):
-        measure_all(grid, lambda cell: measure_cell(cell, grid))
-    if options.stage in ("all", "evaluate", "report"):
-        print(f"written: {write_comparison(grid, results(grid), options.config)}")
+    run_stages(
+        grid,
+        options.stage,
+        lambda cell: measure_cell(cell, grid),
+        lambda measured: write_comparison(grid, measured, options.config),
+    )

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from eval.commands import DelvmOptions, VisionOptions
-from eval.grid import is_trained, make_cell, measure_all, results, run_facts, train_all
-from eval.grid_preparation import PreparedGrid, prepare, read_options
+from eval.grid import is_trained, make_cell, run_facts
+from eval.grid_preparation import PreparedGrid, read_options, run_stages
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,9 @@ def run(options: DelvmOptions) -> None:
     from eval.delvm_report import write_delvm_report
 
     grid = read_options(options, Delvm)
-    if options.stage in ("all", "prepare", "train"):
-        prepare(grid)
-    if options.stage in ("all", "train"):
-        train_all(grid)
-    if options.stage in ("all", "evaluate"):
-        measure_all(grid, lambda cell: measure_run(cell.directory, grid.sentences))
-    if options.stage in ("all", "evaluate", "report"):
-        report = write_delvm_report(grid, results(grid), measure_runs(grid), prompt_models(grid), options)
-        print(f"written: {report}")
+    run_stages(
+        grid,
+        options.stage,
+        lambda cell: measure_run(cell.directory, grid.sentences),
+        lambda measured: write_delvm_report(grid, measured, measure_runs(grid), prompt_models(grid), options),
+    )

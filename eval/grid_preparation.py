@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from eval.commands import PreparedGridOptions, read_definitions
-from eval.grid import Grid, GridError, build_grid, read_mapping
+from eval.grid import Cell, Grid, GridError, build_grid, measure_all, read_mapping, results, train_all
 
 
 @dataclass(frozen=True)
@@ -118,3 +118,27 @@ def prepare(grid: PreparedGrid) -> None:
         words = shlex.split(step.command)
         words = [sys.executable, *words[1:]] if words[0] == "python" else words
         pipeline.run(step.name, step.title, Path(step.output), *words)
+
+
+def run_stages(
+    grid: PreparedGrid,
+    stage: str,
+    measure: Callable[[Cell], Mapping[str, Any]],
+    write: Callable[[dict[str, dict[int, dict[str, Any]]]], Path],
+) -> None:
+    """Prepares, trains and measures what is not done yet, and reports, as far as `--stage` asks for it.
+
+    Args:
+        grid: the grid.
+        stage: all, or one of prepare, train, evaluate, report; evaluate reports too.
+        measure: trained cell -> content of its cell.json.
+        write: {variant: {seed: content of cell.json}} -> the report it has written.
+    """
+    if stage in ("all", "prepare", "train"):
+        prepare(grid)
+    if stage in ("all", "train"):
+        train_all(grid)
+    if stage in ("all", "evaluate"):
+        measure_all(grid, measure)
+    if stage in ("all", "evaluate", "report"):
+        print(f"written: {write(results(grid))}")

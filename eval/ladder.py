@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import LadderOptions
-from eval.grid import Cell, measure_all, results, train_all, training_facts
-from eval.grid_preparation import PreparedGrid, prepare, read_options, read_prepared_grid
+from eval.grid import Cell, training_facts
+from eval.grid_preparation import PreparedGrid, read_options, read_prepared_grid, run_stages
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,9 @@ def run(options: LadderOptions) -> None:
     from eval.ladder_report import write_ladder_report
 
     ladder = read_options(options, Ladder)
-    if options.stage in ("all", "prepare", "train"):
-        prepare(ladder)
-    if options.stage in ("all", "train"):
-        train_all(ladder)
-    if options.stage in ("all", "evaluate"):
-        measure_all(ladder, lambda cell: measure_cell(cell, ladder))
-    if options.stage in ("all", "evaluate", "report"):
-        print(f"written: {write_ladder_report(ladder, results(ladder), options)}")
+    run_stages(
+        ladder,
+        options.stage,
+        lambda cell: measure_cell(cell, ladder),
+        lambda measured: write_ladder_report(ladder, measured, options),
+    )

@@ -21,8 +21,7 @@ from PIL import Image
 from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
-from data_pipeline.errors import ImageError, SourceError
-from data_pipeline.images import decode_image
+from data_pipeline.errors import SourceError
 from data_pipeline.labels import LabelRules
 from data_pipeline.word_stores import find_stores, open_words
 from eval.collapse import named_models
@@ -31,6 +30,7 @@ from eval.ocr_sheet import ReadWord, save_sheet
 from eval.pictures import write_caption
 from eval.recognisers import Reading, Recogniser, open_recogniser
 from tokenizer.characters import CHARSETS, read_charset
+from tokenizer.images import ImageError, decode_image
 
 CASED = "94"
 SHOWN = 40

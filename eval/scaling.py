@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from eval.commands import ScalingOptions
-from eval.grid import measure_all, results, train_all
 from eval.grid_measures import MeasuredGrid, measure_cell
-from eval.grid_preparation import prepare, read_options
+from eval.grid_preparation import read_options, run_stages
 from eval.grid_report import Measured
 
 LEAST = 3
@@ -153,11 +152,9 @@ def run(options: ScalingOptions) -> None:
     from eval.scaling_report import write_scaling_report
 
     grid = read_options(options, Scaling)
-    if options.stage in ("all", "prepare", "train"):
-        prepare(grid)
-    if options.stage in ("all", "train"):
-        train_all(grid)
-    if options.stage in ("all", "evaluate"):
-        measure_all(grid, lambda cell: measure_cell(cell, grid))
-    if options.stage in ("all", "evaluate", "report"):
-        print(f"written: {write_scaling_report(grid, results(grid), options.config)}")
+    run_stages(
+        grid,
+        options.stage,
+        lambda cell: measure_cell(cell, grid),
+        lambda measured: write_scaling_report(grid, measured, options.config),
+    )

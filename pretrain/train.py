@@ -42,12 +42,13 @@ def main() -> int:
     from data_pipeline import DataError
     from pretrain.trainer import train
     from tokenizer import TokenizerLoadError
+    from tokenizer.images import ImageError
 
     try:
         outcome = train(config)
     except (
         *(ConfigurationError, CheckpointError, LedgerError, TrainingDiverged),
-        *(DataError, TokenizerLoadError, WeightsError),
+        *(DataError, ImageError, TokenizerLoadError, WeightsError),
         OSError,  # a file or folder that the configuration names
     ) as error:
         print(f"train.py: {error}", file=sys.stderr, flush=True)

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_pipeline.errors import ImageError, SourceError
-from data_pipeline.image_source import ImageSource, resize_and_crop
-from data_pipeline.image_stores import open_images
+from data_pipeline.errors import SourceError
+from data_pipeline.image_source import ImageSource
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
+from tokenizer.image_stores import open_images
+from tokenizer.images import ImageError, resize_and_crop
 
 PNGS = [as_png(image) for image in draw_images(3, 40)]
 
@@ -82,9 +83,9 @@ def test_what_cannot_be_read_is_named(folder, tmp_path):
         ([], "name at least one"),
     ]
     for path, message in cases:
-        with pytest.raises(SourceError, match=message):
+        with pytest.raises(ImageError, match=message):
             ImageSource(path, 16)
-    with pytest.raises(SourceError, match=r"plain\.parquet: needs a column 'picture', has id, image"):
+    with pytest.raises(ImageError, match=r"plain\.parquet: needs a column 'picture', has id, image"):
         ImageSource(write_parquet(tmp_path / "plain.parquet", PNGS), 16, column="picture")
     damaged = ImageSource(
         write_parquet(tmp_path / "cut.parquet", [PNGS[0], PNGS[1][:-50], as_png(np.zeros((1, 9, 3), np.uint8))]), 16

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.errors import ImageError, NoMasksError, PairError, PairsError
+from data_pipeline.errors import NoMasksError, PairError, PairsError
 from data_pipeline.visual_corruption import Corruption
 from data_pipeline.visual_pairs import PairsConfig, PairSet
 from data_pipeline.visual_tasks import CAMVID_PALETTE, edges, render_masks
 from data_pipeline.visual_views import Picture, Window, centre, cut, random_window, six_crop
+from tokenizer.images import ImageError
 
 from .visual_cases import classes, encoded, huge_png, photograph, write_folder, write_photographs, write_table
 

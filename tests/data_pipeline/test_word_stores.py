@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from data_pipeline import Loader, Order, collate_tokens
-from data_pipeline.errors import ImageError, LabelError, SourceError
+from data_pipeline.errors import LabelError, SourceError
 from data_pipeline.word_augment import OPERATIONS, augment_word
 from data_pipeline.word_source import WordSource
 from data_pipeline.word_stores import LmdbWriter, content_hash, open_words
 from tests.data_pipeline.word_cases import LABELS, picture, write_folder, write_lmdb, write_parquet
 from tokenizer.characters import CHARSETS, CharacterTokenizer
+from tokenizer.images import ImageError
 
 TOKENIZER = CharacterTokenizer(CHARSETS["94"])
 
@@ -96,13 +97,13 @@ def test_what_is_no_store_is_refused(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1junk")
     (tmp_path / "mdb").mkdir()
     (tmp_path / "mdb" / "data.mdb").write_bytes(b"junk" * 5000)
-    for name, message in (
-        ("empty", "holds neither"),
-        ("x.txt", "word images come as"),
-        ("bad.parquet", "not a Parquet file"),
-        ("mdb", "not an LMDB"),
+    for name, error, message in (
+        ("empty", SourceError, "holds neither"),
+        ("x.txt", SourceError, "word images come as"),
+        ("bad.parquet", ImageError, "not a Parquet file"),
+        ("mdb", SourceError, "not an LMDB"),
     ):
-        with pytest.raises(SourceError, match=message):
+        with pytest.raises(error, match=message):
             open_words(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         open_words(tmp_path / "no")

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.errors import DataError
 from pretrain.command_line import parse
 from pretrain.trainer import Outcome, train
 from tests.data_pipeline.odd_images import BROKEN, SOUND
 from tests.data_pipeline.word_cases import picture
 from tests.pretrain.conftest import ROOT
 from tests.pretrain.task_cases import Materials, arguments
+from tokenizer.images import ImageError
 
 TASKS = ("words", "captioned_words", "images")
 
@@ -42,7 +42,7 @@ def test_a_broken_image_is_named(case, name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     content, message = BROKEN[name]
     store = write_store(tmp_path / "store.parquet", content)
-    with pytest.raises(DataError, match=f"store.parquet: row 3: .*{message}"):
+    with pytest.raises(ImageError, match=f"store.parquet: row 3: .*{message}"):
         train(parse(one_step(case, store, tmp_path))[0])
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.errors import ImageError
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.tasks.visual_tokenizer import ReconstructionLoss, VisualTokenizerTask
@@ -19,6 +18,7 @@ from pretrain.trainer import Outcome, train
 from tests.pretrain.conftest import ROOT, rows
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
 from tokenizer.__main__ import main
+from tokenizer.images import ImageError
 from tokenizer.visual import load_visual_tokenizer
 from tokenizer.visual.reconstruction import perplexity
 

@@ -1,8 +1,4 @@
-"""What `python -m tokenizer visual train | import-vqgan | encode | decode | inspect` take and do.
-
-These commands read image files, and reading images is the data pipeline's job: only here, and only when a command runs,
-does this room look into that one. Everything else in tokenizer.visual takes arrays.
-"""
+"""What `python -m tokenizer visual train | import-vqgan | encode | decode | inspect` take and do."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from data_pipeline.image_source import ImageSource
+    from tokenizer.image_stores import ImageStore
     from tokenizer.visual.reconstruction import Reconstruction
 
 SHOWN = 8
@@ -152,7 +148,7 @@ def train(config: VisualTrainConfig) -> Report:
     """Fits a codebook, measures it on images that it has not seen, and writes it.
 
     Raises:
-        SourceError, ImageError: images that cannot be read.
+        ImageError: images that cannot be read.
         VisualTokenizerError: too few distinct patches.
     """
     import numpy as np
@@ -160,13 +156,12 @@ def train(config: VisualTrainConfig) -> Report:
     from tokenizer.visual.patches import fit_patches
     from tokenizer.visual.reconstruction import measure_reconstruction
 
-    source = _open(config.images, config.image_size, config.column)
-    order = np.random.default_rng(config.seed).permutation(len(source))
-    held = int(config.held_out * len(source))
+    store = _open(config.images, config.column)
+    order = np.random.default_rng(config.seed).permutation(len(store))
+    held = int(config.held_out * len(store))
     kept_out, fitted = sorted(order[:held].tolist()), sorted(order[held:].tolist())
-    tokenizer = fit_patches(
-        _pixels(source, fitted, "read"), config.image_size, config.codes, config.patch, config.seed, config.patches
-    )
+    read = _pixels(store, fitted, config.image_size, "read")
+    tokenizer = fit_patches(read, config.image_size, config.codes, config.patch, config.seed, config.patches)
     tokenizer.save(Path(config.output))
     size, grid = tokenizer.image_size, tokenizer.grid
     lines = [
@@ -175,7 +170,7 @@ def train(config: VisualTrainConfig) -> Report:
     ]
     for name, numbers in (("training", fitted[:: max(1, len(fitted) // max(held, 1))]), ("held-out", kept_out)):
         if held:
-            lines.append(f"  {name} {measure_reconstruction(tokenizer, _pixels(source, numbers, name)).to_text()}")
+            lines.append(f"  {name} {measure_reconstruction(tokenizer, _pixels(store, numbers, size, name)).to_text()}")
     return Report(lines)
 
 
@@ -194,7 +189,7 @@ def import_vqgan(config: VisualImportConfig) -> Report:
 
 
 def encode(config: VisualEncodeConfig) -> Report:
-    """Encodes images in batches. Raises as `load_visual_tokenizer` and `ImageSource.sample` do."""
+    """Encodes images in batches. Raises as `load_visual_tokenizer` and `square_pixels` do."""
     import numpy as np
 
     from tokenizer.visual.ids_file import write_ids
@@ -202,8 +197,8 @@ def encode(config: VisualEncodeConfig) -> Report:
     from tokenizer.visual.reconstruction import in_batches
 
     tokenizer = load_visual_tokenizer(config.tokenizer)
-    source = _open(config.images, tokenizer.image_size, config.column)
-    batches = in_batches(_pixels(source, range(len(source)), "encode"))
+    store = _open(config.images, config.column)
+    batches = in_batches(_pixels(store, range(len(store)), tokenizer.image_size, "encode"))
     ids_BN = np.concatenate([tokenizer.encode(batch) for batch in batches])
     write_ids(Path(config.output), ids_BN, tokenizer.hash)
     return Report([f"{config.output}: {len(ids_BN):,} images, {ids_BN.shape[1]} ids each"])
@@ -231,7 +226,7 @@ def decode(config: VisualDecodeConfig) -> Report:
 
 
 def inspect(config: VisualInspectConfig) -> Report:
-    """Measures every set. Raises as `load_visual_tokenizer` and `ImageSource.sample` do."""
+    """Measures every set. Raises as `load_visual_tokenizer` and `square_pixels` do."""
     from tokenizer.visual.comparison import Comparison
     from tokenizer.visual.load import load_visual_tokenizer
     from tokenizer.visual.reconstruction import measure_reconstruction
@@ -241,10 +236,11 @@ def inspect(config: VisualInspectConfig) -> Report:
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Reconstruction] = {}
     for name, path in config.sets():
-        source = _open([path], tokenizer.image_size, config.column)
-        numbers = range(len(source) if config.limit is None else min(config.limit, len(source)))
+        store = _open([path], config.column)
+        numbers = range(len(store) if config.limit is None else min(config.limit, len(store)))
         comparison = Comparison(SHOWN)
-        found[name] = measure_reconstruction(tokenizer, _pixels(source, numbers, name), comparison.add)
+        pixels = _pixels(store, numbers, tokenizer.image_size, name)
+        found[name] = measure_reconstruction(tokenizer, pixels, comparison.add)
         comparison.draw(folder / f"{name}.png", f"{name}: {found[name].to_text()}")
     content: dict[str, Any] = {
         "tokenizer": config.tokenizer,
@@ -257,18 +253,20 @@ def inspect(config: VisualInspectConfig) -> Report:
     return Report([head, *(f"  {name}: {result.to_text()}" for name, result in found.items())])
 
 
-def _open(images: list[str], size: int, column: str) -> ImageSource:
-    from data_pipeline.image_source import ImageSource
+def _open(images: list[str], column: str) -> ImageStore:
+    from tokenizer.image_stores import open_images
 
-    return ImageSource(images, size, column=column)
+    return open_images(images, column)
 
 
-def _pixels(source: ImageSource, numbers: Any, what: str) -> Iterator[np.ndarray]:
+def _pixels(store: ImageStore, numbers: Any, size: int, what: str) -> Iterator[np.ndarray]:
     from tqdm import tqdm
+
+    from tokenizer.image_stores import square_pixels
 
     with tqdm(numbers, desc=what, unit="image") as bar:  # closed before an error is printed
         for number in bar:
-            yield source.pixels(number)
+            yield square_pixels(store, number, size)
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], Report], str]] = {

@@ -1,4 +1,7 @@
-"""Image bytes from anywhere to RGB pixels or class numbers; what is broken, disguised or too large is refused."""
+"""Image bytes from anywhere to RGB pixels or class numbers; what is broken, disguised or too large is refused.
+
+Here, and not in the data pipeline, because visual tokenizers are fitted to image files as text tokenizers are to text.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_pipeline.errors import ImageError
-
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """Told by the content, whatever a file's name says. None of them runs code or reads other files."""
 MAX_PIXELS = 64_000_000
 """Larger images are refused by their header, before a pixel is decoded."""
+
+
+class ImageError(ValueError):
+    """An image, or a file or folder of images, that cannot be read: missing, truncated, not an image, too large, or of
+    a kind that is not accepted."""
 
 
 def decode_image(content: bytes, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -37,6 +43,17 @@ def decode_class_indices(content: bytes, where: str, max_pixels: int = MAX_PIXEL
             f"{where}: expected one class number per pixel (grey levels or a palette), found mode {image.mode}"
         )
     return np.asarray(image).astype(np.int64)
+
+
+def resize_and_crop(
+    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
+    """Short side to `size`, then the square at the centre: torchvision's Resize and CenterCrop (spec 2.1)."""
+    width, height = image.size
+    short = min(width, height)
+    image = image.resize((size * width // short, size * height // short), resample)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
 
 
 def _open(content: bytes, where: str, max_pixels: int) -> Image.Image:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.errors import ImageError
-from data_pipeline.images import decode_image
 from tests.data_pipeline.odd_images import encoded, huge_png
+from tokenizer.images import ImageError, decode_image
 
 PIXELS = np.arange(12 * 8 * 3, dtype=np.uint8).reshape(8, 12, 3)
 

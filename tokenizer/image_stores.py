@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
-from data_pipeline.errors import SourceError
+from tokenizer.images import ImageError, decode_image, resize_and_crop
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
@@ -45,15 +47,15 @@ def open_images(paths: str | Path | Sequence[str | Path], column: str = "image")
         column: of a Parquet file: bytes, or the hub's {bytes, path}.
 
     Raises:
-        SourceError: an entry is missing or holds no image; names it.
+        ImageError: an entry is missing or holds no image; names it.
     """
     entries = [paths] if isinstance(paths, (str, Path)) else list(paths)
     stores = [_open(Path(entry), column) for entry in entries]
     for entry, store in zip(entries, stores, strict=True):
         if not len(store):
-            raise SourceError(f"{entry}: holds no images ({', '.join(SUFFIXES)}, or .parquet)")
+            raise ImageError(f"{entry}: holds no images ({', '.join(SUFFIXES)}, or .parquet)")
     if not stores:
-        raise SourceError("images: name at least one file or folder")
+        raise ImageError("images: name at least one file or folder")
     return stores[0] if len(stores) == 1 else ConcatenatedImages(stores)
 
 
@@ -61,7 +63,7 @@ def _open(path: Path, column: str) -> ImageStore:
     if path.is_dir():
         return FileImages(sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES))
     if not path.is_file():
-        raise SourceError(f"{path}: no such file or folder of images")
+        raise ImageError(f"{path}: no such file or folder of images")
     return ParquetImages(path, column) if path.suffix == ".parquet" else FileImages([path])
 
 
@@ -71,6 +73,20 @@ def sizes_hash(store: ImageStore) -> str:
     for size in store.image_sizes():
         digest.update(f"{size}\0".encode())
     return digest.hexdigest()
+
+
+def square_pixels(
+    store: ImageStore, number: int, size: int, view: Callable[[Image.Image], Image.Image] | None = None
+) -> np.ndarray:
+    """Image `number` as a square at its centre, or at that of what `view` makes of it: uint8 [size, size, 3].
+
+    Raises:
+        ImageError: it cannot be read, or shows nothing; names it.
+    """
+    image = decode_image(store.image(number), store.name(number))
+    if min(image.size) < 2:
+        raise ImageError(f"{store.name(number)}: {image.size[0]} x {image.size[1]} pixels show nothing")
+    return np.asarray(resize_and_crop(view(image) if view else image, size))
 
 
 class FileImages:
@@ -96,7 +112,7 @@ class ParquetImages:
     """A column of a Parquet file, in memory.
 
     Raises:
-        SourceError: damaged, without the column, or with something else than bytes in it.
+        ImageError: damaged, without the column, or with something else than bytes in it.
     """
 
     def __init__(self, path: Path, column: str = "image") -> None:
@@ -105,14 +121,14 @@ class ParquetImages:
             file = pq.ParquetFile(path)
             names = file.schema_arrow.names
             if column not in names:
-                raise SourceError(f"{path}: needs a column {column!r}, has {', '.join(names)}")
+                raise ImageError(f"{path}: needs a column {column!r}, has {', '.join(names)}")
             images = file.read([column]).column(column).combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path}: not a Parquet file that can be read ({error})") from None
+            raise ImageError(f"{path}: not a Parquet file that can be read ({error})") from None
         if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
             images = images.field("bytes")
         if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
-            raise SourceError(f"{path}: column {column!r} holds {images.type}, not bytes")
+            raise ImageError(f"{path}: column {column!r} holds {images.type}, not bytes")
         self._images = images
 
     def __len__(self) -> int:
@@ -124,7 +140,7 @@ class ParquetImages:
     def image(self, index: int) -> bytes:
         content = self._images[index].as_py()
         if not isinstance(content, bytes):
-            raise SourceError(f"{self.name(index)}: {self.column!r} is {type(content).__name__}, not bytes")
+            raise ImageError(f"{self.name(index)}: {self.column!r} is {type(content).__name__}, not bytes")
         return content
 
     def image_sizes(self) -> Iterator[int]:
