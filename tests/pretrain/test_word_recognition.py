@@ -1,4 +1,4 @@
-"""Text recognition in the shared trainer: the loss of the specification, and every promise that language runs have."""
+"""Text recognition in the shared trainer: the loss of the specification, its exports, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from arch.parseq import recognise
@@ -21,9 +20,8 @@ from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
 from pretrain.schedule import ScheduleConfig
 from pretrain.tasks.word_recognition import WordRecognitionTask, load_recogniser
-from pretrain.trainer import Outcome, train
+from pretrain.trainer import train
 from tests.data_pipeline.word_cases import write_lmdb, write_parquet
-from tests.pretrain.conftest import rows
 from tokenizer.characters import CHARSETS
 
 SHAPE = {
@@ -115,31 +113,6 @@ def test_untrained_models_guess(shape, words):
     task = make(shape, words)
     output = task.loss(task.build_model(0), batch_of(task, list(range(8))))
     assert float(output.total) / float(output.per_sample_weight.sum()) == pytest.approx(math.log(37), abs=0.35)
-
-
-def test_stopped_and_continued_is_the_same_run(shape, words, tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert train(parse(arguments(shape, words, whole))[0]) is Outcome.FINISHED
-
-    class Stop(Exception):
-        pass
-
-    config = parse(arguments(shape, words, cut))[0]
-    plain, calls = config.task.loss, []
-
-    def dying(model: Any, batch: Any) -> Any:
-        calls.append(1)
-        if len(calls) > 18:  # in step 5 of 6, after the checkpoint at step 4
-            raise Stop
-        return plain(model, batch)
-
-    config.task.loss = dying  # type: ignore[method-assign]
-    with pytest.raises(Stop):
-        train(config)
-    assert train(parse(arguments(shape, words, cut))[0]) is Outcome.FINISHED
-    assert [row["loss"] for row in rows(cut, "train")][-2:] == [row["loss"] for row in rows(whole, "train")][-2:]
-    left, right = (load_file(run / "checkpoints/step_00000006/model.safetensors") for run in (whole, cut))
-    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_an_export_reads_like_the_run(shape, words, tmp_path):
