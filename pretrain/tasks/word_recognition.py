@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arch import ModelConfigError
+from arch.finding import newest_checkpoints
 from arch.parseq import Parseq, ParseqConfig, RecogniserConfig, load_parseq_config, sample_orderings
 from data_pipeline import Batch, Source
 from data_pipeline.replay_words import describe_words
@@ -50,7 +51,7 @@ class WordRecognitionTask(Task):
         max_dropped: share of a store's labels that may be dropped before it is refused.
         max_altered: share of a store's labels that may lose characters outside the charset before it is refused.
         model_overrides: fields of the model's shape to change.
-        initial_weights: directory with model.safetensors to start from.
+        initial_weights: a run (its newest checkpoint), or a directory with model.safetensors, to start from.
     """
 
     config_file: ClassVar[str] = CONFIG_FILE
@@ -131,7 +132,8 @@ class WordRecognitionTask(Task):
     def build_model(self, seed: int) -> nn.Module:
         model = seeded_build(self._new_model, seed)
         if self.initial_weights is not None:
-            path = Path(self.initial_weights) / "model.safetensors"
+            given = Path(self.initial_weights)
+            path = next(iter(newest_checkpoints(given)), given) / "model.safetensors"
             try:
                 model.load_state_dict(load_file(path))
             except (OSError, RuntimeError) as error:

@@ -124,6 +124,8 @@ def test_an_export_reads_like_the_run(shape, words, tmp_path):
     images = batch_of(task, [0, 1])["image"].float() / 127.5 - 1
     assert tokenizer.characters == task.tokenizer.characters
     assert torch.equal(recognise(model, images), recognise(again, images))
+    start = make(shape, words, initial_weights=str(tmp_path / "run")).build_model(0).eval()
+    assert torch.equal(recognise(start, images), recognise(again, images))
     (checkpoint / "parseq.json").write_text("{}")
     with pytest.raises(ConfigurationError, match="not a text recogniser"):
         load_recogniser(checkpoint)
