@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from arch.config_file import ModelConfigError, load_dataclass
 from arch.parseq.recogniser_config import RecogniserConfig
+from arch.parseq.stem import stem_stages
 
-INITIALISATIONS = ("released", "narrow")
+CHOICES = {"initialisation": ("released", "narrow"), "stem": ("patch", "convolution")}
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class ParseqConfig(RecogniserConfig):
     """Pixels of a ViT patch."""
     patch_width: int = 8
     """Pixels of a ViT patch."""
+    stem: str = "patch"
+    """patch: one convolution as large as a patch, as published. convolution: several small ones, see stem.py."""
     initialisation: str = "released"
     """released: matrices by 0.02, as published for a width of 384. narrow: matrices of the blocks by 1/sqrt(inputs) and
     positions by 0.2; at widths below 100 signals of 0.02 drown in the residual stream, and learning starts late."""
@@ -39,18 +42,24 @@ class ParseqConfig(RecogniserConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.initialisation not in INITIALISATIONS:
-            raise ModelConfigError(
-                f"initialisation: expected one of {', '.join(INITIALISATIONS)}, found {self.initialisation!r}"
-            )
+        for field, choices in CHOICES.items():
+            if (value := getattr(self, field)) not in choices:
+                raise ModelConfigError(f"{field}: expected one of {', '.join(choices)}, found {value!r}")
         for side in ("height", "width"):
             image, patch = getattr(self, f"image_{side}"), getattr(self, f"patch_{side}")
             if image % patch:
                 raise ModelConfigError(f"patch_{side}: image_{side} {image} is not a multiple of {patch}")
+            if self.stem == "convolution" and (patch & (patch - 1) or self.width % max(self.patch)):
+                raise ModelConfigError(f"stem: patch_{side} {patch} must be a power of two that divides width")
 
     @property
     def image_shape(self) -> tuple[int, int]:
         return self.image_height, self.image_width
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch."""
+        return self.patch_height, self.patch_width
 
     @property
     def image_tokens(self) -> int:
@@ -66,8 +75,17 @@ class ParseqConfig(RecogniserConfig):
         """
         d, m = self.width, self.image_tokens
         patch = 3 * self.patch_height * self.patch_width * d * m
+        stem = self._stem_products() if self.stem == "convolution" else patch
         block = m * (4 + 2 * self.encoder_mlp_ratio) * d * d + 2 * m * m * d
-        return 2.0 * (patch + self.encoder_layers * block + self.decoder_products(length, orderings, m))
+        return 2.0 * (stem + self.encoder_layers * block + self.decoder_products(length, orderings, m))
+
+    def _stem_products(self) -> int:
+        """Products of the stem's convolutions on one image."""
+        total, (height, width) = 0, self.image_shape
+        for channels, wide, (down, across) in stem_stages(self.patch, self.width):
+            height, width = height // down, width // across
+            total += 9 * channels * wide * height * width
+        return total + self.width**2 * self.image_tokens
 
     def training_flops(self, length: int, orderings: int) -> float:
         return 3 * self.forward_flops(length, orderings)

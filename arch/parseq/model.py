@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from arch.parseq.character_decoder import CharacterDecoder
 from arch.parseq.configuration import ParseqConfig
+from arch.parseq.stem import ConvolutionStem
 
 
 class Parseq(CharacterDecoder):
@@ -30,6 +32,7 @@ class Parseq(CharacterDecoder):
             depth=config.encoder_layers,
             num_heads=config.encoder_heads,
             mlp_ratio=config.encoder_mlp_ratio,
+            embed_layer=ConvolutionStem if config.stem == "convolution" else PatchEmbed,
         )
         super().__init__(config, encoder)
         if config.initialisation == "narrow":

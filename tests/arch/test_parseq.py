@@ -65,6 +65,7 @@ def generator(seed: int = 0) -> torch.Generator:
         ("cpu_m", {"characters": 36}, 743_557),
         ("cpu_l", {"characters": 36}, 1_500_965),
         ("cpu_xl", {"characters": 36}, 4_222_501),
+        ("cpu_s", {"characters": 36, "stem": "convolution"}, 317_205),
     ],
 )
 def test_parameters_are_the_published_ones(name, overrides, parameters):
@@ -87,6 +88,11 @@ def test_wrong_sizes_are_named(tmp_path):
         ("width: 100", r"encoder_heads: width 100 is not a multiple of 6"),
         ("patch_width: 7", r"patch_width: image_width 128 is not a multiple of 7"),
         ("dropout: 1", r"dropout"),
+        ("stem: conv", r"stem: expected one of patch, convolution, found 'conv'"),
+        (
+            "{stem: convolution, patch_width: 128, width: 96}",
+            r"stem: patch_height 4 .*power of two",
+        ),
         ("width: '8'", r"width: must be a whole number"),
         ("[1]", r"expected a mapping"),
         ("a: [", r"not YAML"),
@@ -268,8 +274,8 @@ def test_positions():
 
 def test_the_content_mask_matters_from_two_layers_on():
     context = torch.tensor([[11, 3, 1, 4, 1, 5]] * 2)
-    for layers in (1, 2):
-        model = small(layers)
+    for layers, stem in ((1, "patch"), (2, "patch"), (1, "convolution")):
+        model = small(layers, stem=stem)
         content, query = attention_masks(sample_orderings(5, 6, generator()))
         memory = model.encoder(images())
         left = model.decode(memory, context, query[None], content[None])
@@ -347,3 +353,11 @@ def test_narrow_models_start_with_larger_matrices():
     assert torch.equal(released.head.weight, narrow.head.weight)
     with pytest.raises(ModelConfigError, match="narrow"):
         ParseqConfig(initialisation="wide")
+
+
+def test_a_stem_of_convolutions_makes_the_same_patches_of_each_image_alone():
+    model = small(stem="convolution", patch_height=4, patch_width=8)
+    pictures = images(3)
+    tokens = model.encoder.forward_features(pictures)
+    assert tokens.shape == (3, 16, 24)
+    assert torch.allclose(tokens[1:2], model.encoder.forward_features(pictures[1:2]), atol=1e-12)
