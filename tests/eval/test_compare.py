@@ -129,3 +129,4 @@ def test_the_shipped_mixture_draws_what_its_axis_says(monkeypatch):
             drawn = 0 if task.synthetic is None else task.synthetic.size
             assert drawn / 2000 == grid.axis[cell.variant] and task.weights is None and task.copies == 0
             assert task.train == ["DIR/iiit5k_train.parquet"]
+            assert task.initial_weights == grid.steps_before()[-1].output and (drawn == 0 or task.synthetic.seed == 1)

@@ -88,18 +88,17 @@ def test_the_recogniser_is_measured_on_words_it_has_not_seen(launched, monkeypat
     assert rooms == [
         "data_pipeline sample",
         "data_pipeline sample-words",
-        "data_pipeline sample-images",
         "data_pipeline synth-words",
         "data_pipeline synth-words",
         "deepspeed",
         "eval ocr",
         "eval report",
     ]
-    drawn = {Path(after(command, "--output")).name: command for command in launched[3:5]}
-    for option in ("--words", "--photographs", "--seed"):
+    drawn = {Path(after(command, "--output")).name: command for command in launched[2:4]}
+    for option in ("--words", "--seed"):
         assert after(drawn["train"], option) != after(drawn["valid"], option), option
-    assert after(launched[6], "--data") == after(drawn["valid"], "--output")
-    assert after(launched[5], "--steps") == "5"
+    assert after(launched[5], "--data") == after(drawn["valid"], "--output")
+    assert after(launched[4], "--steps") == "5"
     assert f"--model ours={tmp_path}/train rapidocr" in capsys.readouterr().out
 
 
