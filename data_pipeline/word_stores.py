@@ -13,9 +13,7 @@ import csv
 import hashlib
 import os
 import shutil
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
 from pathlib import Path
 from typing import Protocol
 
@@ -23,25 +21,16 @@ import lmdb
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import SourceError
-from tokenizer.image_stores import ParquetImages
+from tokenizer.image_stores import ConcatenatedImages, FileImages, ImageStore, ParquetImages
 
 LABEL_FILES = ("labels.txt", "gt.txt", "labels.tsv", "labels.csv")
 
 
-class WordStore(Protocol):
+class WordStore(ImageStore, Protocol):
     """Word images with labels."""
 
     labels: Sequence[str]
     """All labels, as they are stored."""
-
-    def name(self, index: int) -> str:
-        """Where sample `index` lies, for messages."""
-
-    def image(self, index: int) -> bytes:
-        """The encoded image of sample `index`."""
-
-    def image_sizes(self) -> Iterator[int]:
-        """Bytes of every image, without reading them."""
 
 
 def open_words(path: str | Path) -> WordStore:
@@ -112,6 +101,9 @@ class LmdbWords:
                     raise SourceError(f"{path}: 'label-{number:09d}' is not UTF-8: {label!r}") from None
         self.labels: Sequence[str] = labels
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     @property
     def _environment(self) -> lmdb.Environment:
         return open_environment(self.path)
@@ -175,14 +167,15 @@ class ParquetWords(ParquetImages):
         self.labels: Sequence[str] = labels
 
 
-class FolderWords:
+class FolderWords(FileImages):
     """Image files beside a label file; no name may lead out of the folder."""
 
     def __init__(self, label_file: Path) -> None:
         self.folder = label_file.parent
         root = self.folder.resolve()
         separator = "," if label_file.suffix == ".csv" else "\t"
-        self._files, labels = [], []
+        files: list[Path] = []
+        labels: list[str] = []
         with label_file.open(encoding="utf-8-sig", newline="") as lines:
             # Quotes mean something in .csv files only.
             table = csv.reader(lines) if separator == "," else (line.rstrip("\r\n").split("\t") for line in lines)
@@ -200,45 +193,20 @@ class FolderWords:
                         raise SourceError(f"{label_file}, line {number}: {fields[0]} lies outside of the folder")
                     if not file.is_file():
                         raise SourceError(f"{label_file}, line {number}: {fields[0]} is not there")
-                    self._files.append(file)
+                    files.append(file)
                     labels.append(fields[1])
             except UnicodeDecodeError as error:
                 raise SourceError(f"{label_file}: not UTF-8 at byte {error.start}") from None
+        super().__init__(files)
         self.labels: Sequence[str] = labels
 
-    def name(self, index: int) -> str:
-        return str(self._files[index])
 
-    def image(self, index: int) -> bytes:
-        return self._files[index].read_bytes()
-
-    def image_sizes(self) -> Iterator[int]:
-        return (file.stat().st_size for file in self._files)
-
-
-class ConcatenatedWords:
+class ConcatenatedWords(ConcatenatedImages):
     """Several stores, one after the other."""
 
     def __init__(self, stores: Sequence[WordStore]) -> None:
-        self._stores = list(stores)
-        self._stops = list(accumulate(len(store.labels) for store in stores))
+        super().__init__(stores)
         self.labels: Sequence[str] = [label for store in stores for label in store.labels]
-
-    def _locate(self, index: int) -> tuple[WordStore, int]:
-        number = bisect_right(self._stops, index)
-        store = self._stores[number]
-        return store, index - self._stops[number] + len(store.labels)
-
-    def name(self, index: int) -> str:
-        store, inner = self._locate(index)
-        return store.name(inner)
-
-    def image(self, index: int) -> bytes:
-        store, inner = self._locate(index)
-        return store.image(inner)
-
-    def image_sizes(self) -> Iterator[int]:
-        return chain.from_iterable(store.image_sizes() for store in self._stores)
 
 
 class LmdbWriter:

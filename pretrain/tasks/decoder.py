@@ -38,16 +38,18 @@ class DecoderTask(Task):
     """Next-token prediction with a PanGu-pi or LLaMA-shaped decoder, alone or beside a teacher.
 
     Args:
-        model: shape of the model: a YAML of PanguPiConfig fields or a transformers directory.
+        model: shape of the model: a YAML of PanguPiConfig fields (configs/models/*.yaml, configs/delvm/models/*.yaml)
+            or a transformers directory.
         train: directories of token shards.
-        valid: held-out directories of token shards by name.
+        valid: held-out directories of token shards by name, such as {en: ..., zh: ...}.
         weights: mixture weights of `train`; None mixes in proportion to size.
         attention: attention implementation of transformers (sdpa, flash_attention_2, flex_attention, eager).
-        model_overrides: fields of the model's shape to change.
+        model_overrides: fields of the model's shape to change, such as {series_terms: 1}.
         initial_weights: directory of a model, or of a run, to start from instead of random values.
         loss_chunk_elements: logits that exist at one time in the loss.
-        teacher: a model whose predictions are learned besides the data's (see pretrain/teacher.py).
-        distillation: how teacher and data are weighed.
+        teacher: a run, checkpoint or transformers directory whose predictions are learned besides the data's (see
+            pretrain/teacher.py).
+        distillation: how teacher and data are weighed; by default both with weight 1, at temperature 1.
     """
 
     accuracy = False

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from data_pipeline import Batch, TokenSource
-from pretrain.distillation import DistillationConfig
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
 from tokenizer import load_tokenizer, tokenizer_hash
 
@@ -25,48 +24,14 @@ class LanguageModelTask(DecoderTask):
     """Next-token prediction on text, with a PanGu-pi or LLaMA-shaped decoder.
 
     Args:
-        model: shape of the model: a YAML of PanguPiConfig fields (configs/models/*.yaml) or a transformers directory.
-        train: directories of token shards (written by `python -m data_pipeline prepare`).
-        valid: held-out directories of token shards by name, such as {en: ..., zh: ...}.
-        weights: mixture weights of `train`; None mixes in proportion to size.
+        shared, decoder: what every decoder task takes (`DecoderTask`). Shards are those of
+            `python -m data_pipeline prepare`; a teacher must have been trained with the same tokenizer.
         sequence_length: tokens per sample.
         document_mask: hide every document of a packed row from the others.
-        attention: attention implementation of transformers (sdpa, flash_attention_2, flex_attention, eager).
-        model_overrides: fields of the model's shape to change, such as {series_terms: 1}.
-        initial_weights: directory of a model to start from instead of random values.
-        loss_chunk_elements: logits that exist at one time in the loss.
-        teacher: a run, checkpoint or transformers directory whose predictions are learned besides the data's; it must
-            have been trained with the same tokenizer.
-        distillation: how teacher and data are weighed; by default both with weight 1, at temperature 1.
     """
 
-    def __init__(
-        self,
-        model: str,
-        train: list[str],
-        valid: dict[str, str] | None = None,
-        weights: list[float] | None = None,
-        sequence_length: int = 512,
-        document_mask: bool = True,
-        attention: str = "sdpa",
-        model_overrides: dict[str, Any] | None = None,
-        initial_weights: str | None = None,
-        loss_chunk_elements: int = 2**22,
-        teacher: str | None = None,
-        distillation: DistillationConfig | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            train,
-            valid,
-            weights,
-            attention,
-            model_overrides,
-            initial_weights,
-            loss_chunk_elements,
-            teacher,
-            distillation,
-        )
+    def __init__(self, *shared: Any, sequence_length: int = 512, document_mask: bool = True, **decoder: Any) -> None:
+        super().__init__(*shared, **decoder)
         self.sequence_length, self.document_mask = sequence_length, document_mask
 
     @cached_property

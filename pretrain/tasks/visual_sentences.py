@@ -26,7 +26,6 @@ from arch.visual.factorised_embedding import FactorisedEmbedding, factorise, fol
 from arch.visual.initialisation import initialise
 from data_pipeline import Batch
 from data_pipeline.sentence_source import SentenceSource
-from pretrain.distillation import DistillationConfig
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import seeded_build
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
@@ -38,57 +37,29 @@ class VisualSentenceTask(DecoderTask):
     """Next-token prediction on sentences of images.
 
     Args:
-        model: shape of the model: a YAML of PanguPiConfig fields (configs/delvm/models/*.yaml) or a transformers
-            directory; its vocabulary is the tokenizer's codes, its head is not tied.
-        train: directories of image shards, one task each (written by `python -m data_pipeline prepare --pairs...`).
-        valid: held-out directories of image shards by name, such as {seg: ..., edge: ...}.
-        weights: mixture weights of `train`; None mixes in proportion to size.
+        shared, decoder: what every decoder task takes (`DecoderTask`). The model's vocabulary is the tokenizer's codes,
+            its head is not tied; shards are those of `python -m data_pipeline prepare --pairs...`, one task each;
+            initial weights must be factorised if this is; a teacher must know the same visual tokenizer.
         images_per_sentence: images of a sentence; 8 are four pairs.
         passes: times that the records of `train` are dealt into sentences, each time anew.
         sentence_seed: names the deals.
         factorised: train the input embedding as codebook x projection; otherwise as a table of its own.
         initialisation: delvm (as meant), delvm_released (as released, spec 8.9), or model (the shape's own).
-        attention: attention implementation of transformers (sdpa, flash_attention_2, flex_attention, eager).
-        model_overrides: fields of the model's shape to change, such as {vocab_size: 1024}.
-        initial_weights: directory of a model to start from; if `factorised`, one that was trained so.
-        loss_chunk_elements: logits that exist at one time in the loss.
-        teacher: a run, checkpoint or transformers directory whose predictions are learned besides the data's; it must
-            have been trained with the same visual tokenizer.
-        distillation: how teacher and data are weighed; by default both with weight 1, at temperature 1.
     """
 
     accuracy = True
 
     def __init__(
         self,
-        model: str,
-        train: list[str],
-        valid: dict[str, str] | None = None,
-        weights: list[float] | None = None,
+        *shared: Any,
         images_per_sentence: int = 8,
         passes: int = 1,
         sentence_seed: int = 0,
         factorised: bool = True,
         initialisation: Literal["delvm", "delvm_released", "model"] = "delvm",
-        attention: str = "sdpa",
-        model_overrides: dict[str, Any] | None = None,
-        initial_weights: str | None = None,
-        loss_chunk_elements: int = 2**22,
-        teacher: str | None = None,
-        distillation: DistillationConfig | None = None,
+        **decoder: Any,
     ) -> None:
-        super().__init__(
-            model,
-            train,
-            valid,
-            weights,
-            attention,
-            model_overrides,
-            initial_weights,
-            loss_chunk_elements,
-            teacher,
-            distillation,
-        )
+        super().__init__(*shared, **decoder)
         self.images_per_sentence, self.passes, self.sentence_seed = images_per_sentence, passes, sentence_seed
         self.factorised, self.initialisation = factorised, initialisation
         if factorised and self.model_config.tie_word_embeddings:
