@@ -28,7 +28,7 @@ SHAPE = {
     "width": 16, "encoder_layers": 1, "encoder_heads": 2, "decoder_heads": 2, "max_length": 8, "dropout": 0.0,
     "image_height": 16, "image_width": 32, "patch_height": 8, "patch_width": 8,
 }  # fmt: skip
-STEPS_BY_HEART = 900
+STEPS_BY_HEART = 150
 LABELS = ["Hello", "world", "Cafe9", "20262", "Itsme", "abcdefg", "deers", "river"]
 
 
@@ -135,7 +135,18 @@ def test_an_export_reads_like_the_run(shape, words, tmp_path):
 def test_a_small_model_learns_drawn_words_by_heart(tmp_path):
     """64 drawn words: all read left to right, nine of ten all at once."""
     (tmp_path / "list.txt").write_text("sun moon star rain wind snow fire tree leaf root")
-    (tmp_path / "shape.yaml").write_text(json.dumps({**SHAPE, "width": 48, "encoder_layers": 2, "image_width": 64}))
+    (tmp_path / "shape.yaml").write_text(
+        json.dumps(
+            {
+                **SHAPE,
+                "width": 48,
+                "encoder_layers": 2,
+                "image_width": 64,
+                "stem": "convolution",
+                "initialisation": "narrow",
+            }
+        )
+    )
     painter = WordPainter(SynthConfig([str(tmp_path / "list.txt")], 64, longest=8, digits=0.0), CHARSETS["36"])
     with LmdbWriter(tmp_path / "drawn") as writer:
         for number in range(64):
