@@ -135,18 +135,8 @@ def test_an_export_reads_like_the_run(shape, words, tmp_path):
 def test_a_small_model_learns_drawn_words_by_heart(tmp_path):
     """64 drawn words: all read left to right, nine of ten all at once."""
     (tmp_path / "list.txt").write_text("sun moon star rain wind snow fire tree leaf root")
-    (tmp_path / "shape.yaml").write_text(
-        json.dumps(
-            {
-                **SHAPE,
-                "width": 48,
-                "encoder_layers": 2,
-                "image_width": 64,
-                "stem": "convolution",
-                "initialisation": "narrow",
-            }
-        )
-    )
+    shape = {**SHAPE, "width": 48, "encoder_layers": 2, "image_width": 64, "stem": "convolution"}
+    (tmp_path / "shape.yaml").write_text(json.dumps({**shape, "initialisation": "narrow"}))
     painter = WordPainter(SynthConfig([str(tmp_path / "list.txt")], 64, longest=8, digits=0.0), CHARSETS["36"])
     with LmdbWriter(tmp_path / "drawn") as writer:
         for number in range(64):
