@@ -52,8 +52,8 @@ def write_delvm_report(
     lines = [
         f"# {grid.title}",
         "",
-        f"Made by `python -m eval delvm --config {options.config}`"
-        f"{' --define data=DIR' if 'data' in grid.definitions else ''}; {done} of "
+        f"Made by `python -m eval delvm --config {options.config}"
+        f"{' --define data=DIR' if 'data' in grid.definitions else ''}`; {done} of "
         f"{len(cells_of(grid))} cells. Do not edit: the command writes this file.",
         "",
         *([grid.notes.strip(), ""] if grid.notes else []),

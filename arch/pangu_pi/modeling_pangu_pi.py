@@ -19,7 +19,6 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 from transformers import initialization as init
-from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -91,12 +90,14 @@ class PanguPiDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         use_cache: bool | None = False,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Map hidden states [B, S, D] to [B, S, D]."""
+        """Map hidden states [B, S, D] to [B, S, D].
+
+        The key-value cache is in `kwargs`, by the name that this transformers has for it: `past_key_values` or `cache`.
+        """
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
         shortcut_input = hidden_states if self.shortcut_input == "normed" else residual
@@ -104,7 +105,6 @@ class PanguPiDecoderLayer(GradientCheckpointingLayer):
             hidden_states=hidden_states,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             position_embeddings=position_embeddings,
             **kwargs,
