@@ -93,7 +93,7 @@ def test_what_the_configuration_names_is_refused_without_a_traceback(
     output = overrides.get("output", tmp_path / "run")
     arguments = tiny_arguments(output, **{name: value for name, value in overrides.items() if name != "output"})
     command = [sys.executable, "pretrain/train.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
     assert done.returncode == code, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
 

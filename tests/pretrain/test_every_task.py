@@ -44,7 +44,7 @@ KILLS = [
 
 At stage 3 only those whose parameters can be halved: the last share of an odd number of values ends in memory that
 nobody writes or reads, which no two runs have alike."""
-SECONDS = 300
+SECONDS = 900
 
 
 @dataclass(frozen=True)

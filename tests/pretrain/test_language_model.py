@@ -167,7 +167,7 @@ def test_torchrun_trains_on_the_same_samples_to_the_same_loss_as_a_plain_process
     ]
     for command, run in zip(commands, (one, two), strict=True):
         log = tmp_path / f"{run.name}.log"
-        assert launch(command, log).wait(timeout=300) == 0, log.read_text()[-3000:]
+        assert launch(command, log).wait(timeout=900) == 0, log.read_text()[-3000:]
     expected = [row["loss"] for row in rows(one, "train")]
     assert [row["loss"] for row in rows(two, "train")] == pytest.approx(expected, rel=1e-4)
     assert rows(two, "valid")[-1]["loss"] == pytest.approx(rows(one, "valid")[-1]["loss"], rel=1e-4)

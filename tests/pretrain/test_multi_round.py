@@ -238,7 +238,7 @@ def test_killed_while_rescoring_and_again_in_round_two_is_the_same_run(tmp_path,
     """kill -9, for real: in the middle of the second chunk, then between two checkpoints of the second round."""
     for moment in ({"frozen": [4 + 50, "SIGKILL"]}, {"training": [4 * 4 + 3, "SIGKILL"]}):
         command = [sys.executable, "pretrain/train.py", *toy(tmp_path, signals=moment, checkpoint__keep=99)]
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000024"
     assert run(toy(tmp_path, checkpoint__keep=99)) is Outcome.FINISHED
@@ -385,7 +385,7 @@ def test_two_ranks_make_the_same_ledger_and_the_same_choice(tmp_path, whole):
     for signals, code in (({"frozen": [2 + 21, "SIGKILL"]}, None), ({}, 0)):
         arguments = toy(output, signals=signals, checkpoint__keep=99, rounds__unit="sample", engine__zero_stage=3)
         log = tmp_path / "log"
-        result = launch(deepspeed_command("pretrain/train.py", *arguments), log).wait(timeout=300)
+        result = launch(deepspeed_command("pretrain/train.py", *arguments), log).wait(timeout=900)
         assert (result == 0) == (code == 0), log.read_text()[-3000:]
     assert rows(output, "rescoring")[0]["samples"] < STEPS * BATCH  # the second start continued the first's ledger
     found, alone = ledger(output), ledger(whole["sample", "frozen"])
