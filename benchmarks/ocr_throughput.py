@@ -6,8 +6,9 @@
 
 All with the same weights, images, labels and orderings, dropout on, fused AdamW; equal losses are checked first.
 
-The second table trains on an LMDB of drawn words with augmentation, through our loader, with and without workers: how
-many images a second, and which share of the time the training step waits for its batch.
+Then a step with the stem of convolutions beside one with patches; and training on an LMDB of drawn words with
+augmentation, through our loader, with and without workers: how many images a second, and which share of the time the
+step waits for its batch. The first batch, for which the workers start, has a table of its own.
 """
 
 import argparse
@@ -149,7 +150,7 @@ def measure_step(name: str, arguments: argparse.Namespace) -> dict:
 
     def loss(name: str) -> Tensor:
         if name == "ours":
-            return task.loss(model, batch).total / task.weight(batch)
+            return _mean_loss(task, model, batch)
         # As the task draws them: those of the step in training, the same ones always in evaluation.
         orderings = task._orderings(batch["ids"].shape[1] - 2, 0 if plain[name].training else -1)
         return plain[name].loss(images, batch["ids"], orderings.to(device))
@@ -173,6 +174,22 @@ def measure_step(name: str, arguments: argparse.Namespace) -> dict:
     return result
 
 
+def measure_stem(name: str, arguments: argparse.Namespace) -> dict:
+    """Images per second of a training step with each kind of stem."""
+    steps = {}
+    for stem in ("patch", "convolution"):
+        shape = str(SHAPES / f"{name}.yaml")
+        task = WordRecognitionTask(shape, train=["none"], charset="36", model_overrides={"stem": stem})
+        model = task.build_model(0).train()
+        batch = random_batch(task, arguments.batch_size, torch.device("cpu"))
+        steps[stem] = timed(model, partial(_mean_loss, task, model, batch), arguments.batch_size)
+    return table(f"Training step by stem, {name}", "images/s", take_turns(steps, arguments.repeats), "patch")
+
+
+def _mean_loss(task: WordRecognitionTask, model: nn.Module, batch: Batch) -> Tensor:
+    return task.loss(model, batch).total / task.weight(batch)
+
+
 def draw_words(folder: Path, count: int) -> Path:
     """An LMDB of drawn words."""
     (folder / "words.txt").write_text("\n".join(WORDS.split()))
@@ -194,6 +211,7 @@ def measure_waiting(name: str, arguments: argparse.Namespace) -> dict:
         (source,), _ = task.training_sources()
         model = task.build_model(0).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        starts: dict[str, list[float]] = {_workers(count): [] for count in WORKERS}
         waits: dict[str, list[float]] = {_workers(count): [] for count in WORKERS}
 
         def train(workers: int) -> float:
@@ -209,10 +227,14 @@ def measure_waiting(name: str, arguments: argparse.Namespace) -> dict:
                 num_workers=workers,
             )
             watch = Throughput(1, task.flops_per_sample(), 1.0, 1)
-            began = time.perf_counter()
+            began, first = time.perf_counter(), True
             for [batch] in watch.awaiting(loader):
+                if first:
+                    starts[_workers(workers)].append(time.perf_counter() - began)
+                    watch.read("images")
+                    began, first = time.perf_counter(), False
                 watch.start()
-                (task.loss(model, batch).total / task.weight(batch)).backward()
+                _mean_loss(task, model, batch).backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 watch.stop(arguments.batch_size)
@@ -221,11 +243,12 @@ def measure_waiting(name: str, arguments: argparse.Namespace) -> dict:
             return arguments.steps * arguments.batch_size / seconds
 
         figures = take_turns({_workers(count): partial(train, count) for count in WORKERS}, arguments.repeats)
-    waits = {contender: shares[1:] for contender, shares in waits.items()}  # the first round is not recorded
+    starts, waits = ({name: values[1:] for name, values in kept.items()} for kept in (starts, waits))  # as take_turns
     title = f"{name} on augmented words from an LMDB: {arguments.steps} steps of {arguments.batch_size} images"
     return {
         "images_per_second": table(title, "images/s, waiting included", figures, _workers(1)),
-        "waiting": table("Waiting for data", "% of the time", waits, _workers(1)),
+        "start": table("The first batch", "seconds", starts, _workers(1)),
+        "waiting": table("Waiting for each batch after the first", "% of the time", waits, _workers(1)),
     }
 
 
@@ -245,6 +268,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     tables = {name: measure_step(name, arguments) for name in arguments.shapes}
+    tables["stem"] = measure_stem(arguments.shapes[0], arguments)
     tables["input"] = measure_waiting(arguments.shapes[0], arguments)
     finish("ocr_throughput", tables, threads=torch.get_num_threads())
 

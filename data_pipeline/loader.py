@@ -5,10 +5,12 @@
     yields on rank 0 [ {s0 s1}, {s2 s3} ]                one Batch per micro-step (gradient accumulation)
 
 A step is the unit of work: worker processes each build whole steps, and PyTorch's DataLoader brings them back in order.
-Starting at step one million means starting to count there.
+Starting at step one million means starting to count there. Taking a step over from a worker costs milliseconds, since
+the busy worker has to hand out its shared memory; a thread does that while the step before is computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
 import numpy as np
@@ -93,7 +95,17 @@ class Loader:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return iter(self._loader)
+        steps = iter(self._loader)
+        return _one_ahead(steps) if self._loader.num_workers else steps
+
+
+def _one_ahead(steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    """The same steps; a thread waits for the next one while the caller works on this one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+        coming = thread.submit(next, steps, None)
+        while (step := coming.result()) is not None:
+            coming = thread.submit(next, steps, None)
+            yield step
 
 
 class _Steps(Dataset[list[Batch]]):

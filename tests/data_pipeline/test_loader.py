@@ -1,5 +1,8 @@
 """Loader: the same global batches at any world size, micro-batch and worker count, and as fast at step one million."""
 
+import multiprocessing
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import Loader, Mixture, Order, TokenSource, collate_tokens
-from data_pipeline.errors import OrderError
+from data_pipeline.errors import OrderError, SourceError
 
 
 def load(source, order: Order, world_size: int = 1, micro_batch_size: int = 4, **options) -> list[list]:
@@ -67,6 +70,57 @@ def test_workers_change_nothing(random_shards: Path, start_method: str) -> None:
     for left, right in zip(alone, helped, strict=True):
         for one, other in zip(left, right, strict=True):
             assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class FailsLater:
+    """A source whose sample 20 cannot be read."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sample(self, index: int) -> dict:
+        if index == 20:
+            raise SourceError("sample 20 is broken")
+        return self.source.sample(index)
+
+
+def test_an_error_in_a_worker_reaches_the_caller(random_shards: Path) -> None:
+    source = FailsLater(TokenSource(random_shards, 8))
+    order = Order([len(source)], 8, seed=0)
+    bad = next(step for step in range(1000) if 20 in order.batch(step))
+    first = max(0, bad - 2)
+    loader = Loader(source, order, collate_tokens, rank=0, world_size=1, micro_batch_size=8, start_step=first,
+                    stop_step=bad + 3, num_workers=2)  # fmt: skip
+    seen = []
+    with pytest.raises(SourceError, match="sample 20 is broken"):
+        seen.extend(int(batch["step"]) for [batch] in loader)
+    assert seen == list(range(first, bad))
+
+
+def test_a_worker_that_dies_is_reported(random_shards: Path) -> None:
+    source = TokenSource(random_shards, 8)
+    order = Order([len(source)], 8, seed=0)
+    loader = Loader(source, order, collate_tokens, rank=0, world_size=1, micro_batch_size=8, start_step=0,
+                    stop_step=100_000, num_workers=1)  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"worker .* (killed|exited)"):
+        for step, _ in enumerate(loader):
+            if step == 1:
+                os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+
+def test_leaving_early_ends_the_workers(random_shards: Path) -> None:
+    source = TokenSource(random_shards, 8)
+    order = Order([len(source)], 8, seed=0)
+    steps = iter(Loader(source, order, collate_tokens, rank=0, world_size=1, micro_batch_size=8, start_step=0,
+                        stop_step=100_000, num_workers=2))  # fmt: skip
+    next(steps)
+    assert len(multiprocessing.active_children()) == 2
+    steps.close()
+    del steps
+    assert not multiprocessing.active_children()
 
 
 def test_batches_do_not_share_memory_with_the_shards(random_shards: Path) -> None:
