@@ -37,6 +37,8 @@ class Scaling(MeasuredGrid):
     """Name -> `amount`, the training samples, and the overrides that give a run this many."""
     margins: dict[str, list[Any]] = field(default_factory=dict)
     """`seeds`: further seeds of the cells of `sizes` and of those of `volumes`."""
+    interior: bool = True
+    """False trains only the cells of the margins: the row and the column that laws of one variable are fitted to."""
     plateau: float | None = None
     """Value of `metric` that a run must come below to have learned anything; null censors nothing."""
     resamples: int = 2000
@@ -56,10 +58,14 @@ class Scaling(MeasuredGrid):
         for name in ("sizes", "volumes"):
             if unknown := [label for label in self.margins.get(name, []) if label not in getattr(self, name)]:
                 raise ValueError(f"margins.{name}: {unknown[0]!r} is not among the {name}")
+        if not self.interior and not (self.margins.get("sizes") or self.margins.get("volumes")):
+            raise ValueError("interior: false leaves the cells of the margins, but margins names no sizes or volumes")
         if self.resamples < 1:
             raise ValueError(f"resamples: must be at least 1, got {self.resamples}")
         made = {}
         for size, volume in product(self.sizes, self.volumes):
+            if not (self.interior or self._on_margins(size, volume)):
+                continue
             overrides = {name: value for name, value in self.volumes[volume].items() if name != "amount"}
             if both := sorted(set(overrides) & set(self.sizes[size])):
                 raise ValueError(f"sizes.{size} and volumes.{volume} both set {both[0]}")
@@ -68,12 +74,12 @@ class Scaling(MeasuredGrid):
 
     def seeds_of(self, variant: str) -> list[int]:
         """`seeds`, and those of the margins for the cells on them."""
-        names = {
-            variant_name(size, volume)
-            for size, volume in product(self.sizes, self.volumes)
-            if size in self.margins.get("sizes", []) or volume in self.margins.get("volumes", [])
-        }
+        cells = product(self.sizes, self.volumes)
+        names = {variant_name(size, volume) for size, volume in cells if self._on_margins(size, volume)}
         return list(dict.fromkeys([*self.seeds, *(self.margins.get("seeds", []) if variant in names else [])]))
+
+    def _on_margins(self, size: str, volume: str) -> bool:
+        return size in self.margins.get("sizes", []) or volume in self.margins.get("volumes", [])
 
 
 def variant_name(size: str, volume: str) -> str:

@@ -248,6 +248,7 @@ def test_breakthrough_is_the_first_step_below():
         ({"volumes": {"v1": {"amount": 0}, "v2": {}, "v3": {}}}, "volumes.v1: amount must be a number of samples"),
         ({"margins": {"size": ["a"]}}, "margins: unknown field 'size'"),
         ({"margins": {"sizes": ["z"]}}, "margins.sizes: 'z' is not among the sizes"),
+        ({"interior": False, "margins": {"seeds": [2]}}, "interior: false leaves the cells of the margins"),
         ({"resamples": 0}, "resamples: must be at least 1"),
     ],
 )
@@ -255,6 +256,14 @@ def test_errors_name_the_field(words_grid, change, message):
     words_grid.write_text(yaml.safe_dump(yaml.safe_load(words_grid.read_text()) | change))
     with pytest.raises(GridError, match=message):
         read_prepared_grid(words_grid, {}, Scaling)
+
+
+def test_a_cross_is_the_margins_and_nothing_else(words_grid):
+    content = yaml.safe_load(words_grid.read_text()) | {"interior": False}
+    words_grid.write_text(yaml.safe_dump(content))
+    made = cells(read_prepared_grid(words_grid, {}, Scaling))
+    assert {cell.variant for cell in made} == {"a_v3", "b_v3", "c_v3", "c_v1", "c_v2"}
+    assert len(made) == 2 * 5  # each with the seed of the grid and that of the margins
 
 
 def test_a_field_set_twice_is_refused(words_grid):
@@ -310,13 +319,14 @@ def test_a_real_cell_of_text(shards, tmp_path, monkeypatch):  # noqa: F811
     assert point.data == 32 * 32 and point.flops == pytest.approx(32 * config.task.flops_per_sample())
 
 
-def test_the_shipped_grids_are_readable(monkeypatch):
+@pytest.mark.parametrize(("name", "count"), [("scaling_cpu", 25 + 5), ("scaling_long_cpu", 9)])
+def test_the_shipped_grids_of_words_are_readable(monkeypatch, name, count):
     monkeypatch.chdir(ROOT)
     given = {"words": "WORDS", "benchmarks": "DIR"}
-    grid = read_prepared_grid(ROOT / "configs/ocr/scaling_cpu.yaml", given, Scaling)
+    grid = read_prepared_grid(ROOT / f"configs/ocr/{name}.yaml", given, Scaling)
     assert len(grid.sizes) >= 5 and len(grid.volumes) >= 5
     made = cells(grid)
-    assert len(made) == 25 + 5 and len({cell.directory for cell in made}) == len(made)
+    assert len(made) == count and len({cell.directory for cell in made}) == len(made)
     seen = {planned_steps(cell) for cell in made}
     assert len(seen) == 1  # the same number of images in every cell
     commands = {step.output: step.command for step in grid.steps_before()}
@@ -326,6 +336,10 @@ def test_the_shipped_grids_are_readable(monkeypatch):
     assert " --seed 1 " in commands[grid.held_out]
     for cell in made[:5]:
         assert parse(cell.arguments)[0].task.valid == {"drawn": grid.held_out}
+
+
+def test_the_shipped_grid_of_text_is_readable(monkeypatch):
+    monkeypatch.chdir(ROOT)
     text = read_prepared_grid(ROOT / "configs/pangu_pi/scaling_tiny.yaml", {}, Scaling)
     for cell in cells(text):
         config = parse(cell.arguments)[0]
