@@ -9,7 +9,7 @@ from statistics import mean, stdev
 
 from eval.ablation import Ablation
 from eval.grid import GridError
-from eval.grid_report import Measured, markdown_table, paired_difference, spread, valid_metric, verdict
+from eval.grid_report import Measured, markdown_table, opening, paired_difference, spread, valid_metric, verdict
 from eval.plots import PALETTE, figure
 
 
@@ -120,15 +120,9 @@ def write_ablation_report(
         raise GridError(f"{grid.output}: no finished cell of the base variant {grid.base!r} yet")
     path = Path(grid.report)
     plots = save_plots(grid, measured, path.with_suffix(""))
-    done = sum(len(by_seed) for by_seed in measured.values())
     first = next(iter(measured[grid.base].values()))
     lines = [
-        f"# {grid.title}",
-        "",
-        f"Made by `python -m eval ablation --config {config}`; {done} of {len(grid.variants) * len(grid.seeds)} cells, "
-        f"{first['tokens'] or 0:,.0f} training tokens each. Do not edit: the command writes this file.",
-        "",
-        *([grid.notes.strip(), ""] if grid.notes else []),
+        *opening(grid, "ablation", config, measured, f", {first['tokens'] or 0:,.0f} training tokens each"),
         "## Validation",
         "",
         "Loss in nats per token; mean ± standard deviation over seeds. Differences are paired: the same seed means the "

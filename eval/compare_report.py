@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.compare import Comparison
-from eval.grid import GridError, cells
+from eval.grid import GridError
 from eval.grid_measures import BENCHMARKS, Quantity, quantities_of
-from eval.grid_report import Measured, markdown_table, paired_difference, spread
+from eval.grid_report import Measured, markdown_table, opening, paired_difference, spread
 from eval.plots import PALETTE, figure
 from eval.power_law import Estimate, interval
 from eval.resampling import resample
@@ -81,12 +81,7 @@ def write_comparison(grid: Comparison, measured: Measured, config: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     plot = _save_plot(grid, measured, quantities, folder)
     lines = [
-        f"# {grid.title}",
-        "",
-        f"Made by `python -m eval compare --config {config}`; {sum(map(len, measured.values()))} of "
-        f"{len(cells(grid))} runs. Do not edit: the command writes this file.",
-        "",
-        *([grid.notes.strip(), ""] if grid.notes else []),
+        *opening(grid, "compare", config, measured),
     ]
     for quantity in quantities:
         source = "resampled test images, the same for both variants, and seeds" if quantity.wrong else "seeds"

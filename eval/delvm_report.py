@@ -16,8 +16,7 @@ from eval.delvm import Delvm
 from eval.delvm_plots import save_balance_plot, save_curves_plot, save_dose_plot
 from eval.delvm_prompting import prompting_section
 from eval.grid import GridError
-from eval.grid import cells as cells_of
-from eval.grid_report import Measured, PairedDifference, markdown_table, paired_difference, spread
+from eval.grid_report import Measured, PairedDifference, markdown_table, opening, paired_difference, spread
 
 LARGE_GAP = 0.3
 """Nats between training and validation that show over-fitting of a scarce set; below it the comparison says little."""
@@ -48,15 +47,8 @@ def write_delvm_report(
         raise GridError(f"{grid.output}: no finished cell of the 2 x 2 yet")
     path, folder = Path(grid.report), Path(grid.report).with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    done = sum(map(len, measured.values()))
     lines = [
-        f"# {grid.title}",
-        "",
-        f"Made by `python -m eval delvm --config {options.config}"
-        f"{' --define data=DIR' if 'data' in grid.definitions else ''}`; {done} of "
-        f"{len(cells_of(grid))} cells. Do not edit: the command writes this file.",
-        "",
-        *([grid.notes.strip(), ""] if grid.notes else []),
+        *opening(grid, "delvm", options.config, measured),
         "Losses are cross-entropies in nats per code, token means over held-out sentences of four pairs, mean ± "
         "standard deviation over seeds. A difference is paired over seeds, ± its standard error; below two standard "
         "errors it is called no effect at this scale.",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from eval.grid import Grid, cells, read_mapping
 
 Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """{variant: {seed: content of cell.json}}."""
@@ -27,6 +30,29 @@ class PairedDifference:
     def clear(self) -> bool:
         """Whether the confidence interval leaves out zero."""
         return abs(self.mean) > self.half_width
+
+
+def opening(grid: Grid, command: str, config: str, measured: Measured, more: str = "") -> list[str]:
+    """Title, the command that makes the report, how many cells it tells of, and the grid's notes.
+
+    Args:
+        grid: the grid.
+        command: of `python -m eval`.
+        config: its YAML; definitions that are null there have to be given, and are named.
+        measured: the cells.
+        more: follows the number of cells.
+    """
+    definitions = read_mapping(Path(config)).get("definitions") or {}
+    given = [f"{name}={name.upper()}" for name, value in definitions.items() if value is None]
+    line = " ".join([f"python -m eval {command} --config {config}", *(["--define"] if given else []), *given])
+    done = sum(map(len, measured.values()))
+    return [
+        f"# {grid.title}",
+        "",
+        f"Made by `{line}`; {done} of {len(cells(grid))} cells{more}. Do not edit: the command writes this file.",
+        "",
+        *([grid.notes.strip(), ""] if grid.notes else []),
+    ]
 
 
 def paired_difference(variant: Mapping[int, float], base: Mapping[int, float]) -> PairedDifference:

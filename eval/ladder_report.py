@@ -16,6 +16,7 @@ from eval.grid_report import (
     PairedDifference,
     bits_per_byte,
     markdown_table,
+    opening,
     paired_difference,
     spread,
     verdict,
@@ -39,15 +40,8 @@ def write_ladder_report(ladder: Ladder, measured: Measured, options: LadderOptio
     check_budget(ladder, measured)
     path = Path(ladder.report)
     plot = _save_plot(ladder, measured, path.with_suffix(""))
-    done = sum(map(len, measured.values()))
-    command = f"python -m eval ladder --config {options.config}"
     lines = [
-        f"# {ladder.title}",
-        "",
-        f"Made by `{command}`; {done} of {len(ladder.variants) * len(ladder.seeds)} cells. "
-        "Do not edit: the command writes this file.",
-        "",
-        *([ladder.notes.strip(), ""] if ladder.notes else []),
+        *opening(ladder, "ladder", options.config, measured),
         "## The ladder",
         "",
         "Bits per byte of held-out text, mean ± standard deviation over seeds; a negative step is a gain. Steps are "

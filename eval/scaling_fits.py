@@ -123,7 +123,7 @@ def _why_excluded(point: Point, quantity: Quantity) -> str:
     if not np.isfinite(value):
         return "not a number"
     if quantity.wrong is not None and value > LARGEST_ERROR:
-        return f"error {value:.1%}, above {LARGEST_ERROR:.0%}"
+        return f"error above {LARGEST_ERROR:.0%}"
     return "" if value > 0 else "no errors at all: there is no logarithm"
 
 

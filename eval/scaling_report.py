@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.grid import GridError, cells
-from eval.grid_report import Measured, markdown_table, spread
+from eval.grid import GridError
+from eval.grid_report import Measured, markdown_table, opening, spread
 from eval.power_law import Estimate
 from eval.resampling import seed_residuals
 from eval.scaling import Point, Scaling, points_of
@@ -35,14 +35,9 @@ def write_scaling_report(grid: Scaling, measured: Measured, config: str) -> Path
     path = Path(grid.report)
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
+    hours = sum(_seconds(point) for point in points) / 3600
     lines = [
-        f"# {grid.title}",
-        "",
-        f"Made by `python -m eval scaling --config {config}`; {sum(len(point.runs) for point in points)} of "
-        f"{len(cells(grid))} runs, {sum(_seconds(point) for point in points) / 3600:.2f} hours of training. "
-        "Do not edit: the command writes this file.",
-        "",
-        *([grid.notes.strip(), ""] if grid.notes else []),
+        *opening(grid, "scaling", config, measured, f", {hours:.2f} hours of training"),
         *grid_section(grid, points, analyses),
     ]
     for analysis in analyses:
@@ -107,7 +102,11 @@ def quantity_section(analysis: Analysis, plot: str) -> list[str]:
     if not len(seed_residuals(list(analysis.quantity.values.values()))):
         lines += ["No cell has several seeds: the intervals know nothing of the noise of training.", ""]
     if analysis.excluded:
-        lines += ["Not fitted: " + "; ".join(f"`{name}` ({why})" for name, why in analysis.excluded.items()) + ".", ""]
+        names = {
+            why: [f"`{name}`" for name, other in analysis.excluded.items() if other == why]
+            for why in analysis.excluded.values()
+        }
+        lines += ["Not fitted: " + "; ".join(f"{', '.join(cells)} ({why})" for why, cells in names.items()) + ".", ""]
     if not analysis.series:
         return [*lines, "Too few cells are left to fit a law to.", ""]
     lines += [

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from eval.grid import GridError
-from eval.grid_report import Measured, bits_per_byte, markdown_table, spread, valid_metric
+from eval.grid_report import Measured, bits_per_byte, markdown_table, opening, spread, valid_metric
 from eval.plots import PALETTE, figure
 from eval.shapes import Shape, Shapes, find_shapes
 
@@ -85,13 +85,7 @@ def write_shapes_report(
     rho = correlations(shapes, loss, speed)
     first = next(iter(next(iter(measured.values())).values()))
     lines = [
-        f"# {sweep.title}",
-        "",
-        f"Made by `python -m eval shapes --config {config}`; {sum(map(len, measured.values()))} of "
-        f"{len(sweep.variants) * len(sweep.seeds)} cells, {first['tokens'] or 0:,.0f} training tokens each. "
-        "Do not edit: the command writes this file.",
-        "",
-        *([sweep.notes.strip(), ""] if sweep.notes else []),
+        *opening(sweep, "shapes", config, measured, f", {first['tokens'] or 0:,.0f} training tokens each"),
         *markdown_table(columns, rows),
         "",
         "Spearman's rank correlation with quality (minus the mean validation loss) over "

@@ -143,10 +143,10 @@ def test_the_report_of_a_half_done_grid(grid_file):
     measured = {"base": fake({1: 3.0, 2: 3.1}), "both": fake({1: 2.9})}
     table = comparison_table(grid, measured, {"base": {"median": 1.0, "lower": 0.9, "upper": 1.2}})
     assert "1.00 (0.90-1.20)" in table[2] and "3.0500 ± 0.0707" in table[2] and "2.9000 |" in table[3]
-    text = write_ablation_report(grid, measured, {}, "grid.yaml").read_text()
+    text = write_ablation_report(grid, measured, {}, str(grid_file)).read_text()
     assert "3 of 6 cells" in text and "one common seed" in text
     with pytest.raises(GridError, match="no finished cell of the base variant"):
-        write_ablation_report(grid, {"both": fake({1: 2.9})}, {}, "grid.yaml")
+        write_ablation_report(grid, {"both": fake({1: 2.9})}, {}, str(grid_file))
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_the_report_of_words(grid_file, capsys):
     assert main(command) == 0
     folder = grid_file.parent / "docs"
     report = (folder / "compare.md").read_text()
-    assert "9 of 9 runs" in report and "drawn words for each real one" in report
+    assert "9 of 9 cells" in report and "drawn words for each real one" in report
     assert "## Validation loss" in report and "## Word error on the benchmarks" in report
     assert "Word accuracy by benchmark" in report and (folder / "compare" / "comparison.png").is_file()
     content = json.loads((folder / "compare.json").read_text())

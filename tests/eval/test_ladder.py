@@ -67,7 +67,8 @@ def test_the_whole_ladder_and_then_nothing_twice(ladder_file, capsys):
     command = ["ladder", "--config", str(ladder_file), "--define", "donor=somewhere"]
     assert main(command) == 0
     report = (ladder_file.parent / "docs" / "ladder.md").read_text()
-    assert "6 of 6 cells" in report and "| + better |" in report and "+1.70" in report and "## Controls" in report
+    assert "6 of 6 cells" in report and f"--config {ladder_file} --define donor=DONOR`" in report
+    assert "| + better |" in report and "+1.70" in report and "## Controls" in report
     assert (
         "4,096" in report and "6,144" in report and "0.02 MB" in report
     )  # tokens of one and of two rounds; 4 bytes each
