@@ -43,6 +43,11 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @property
+    def resampled(self) -> bool:
+        """Whether there is an interval: where nothing varied, its ends are the number itself."""
+        return self.low < self.high
+
     def covers(self, number: float) -> bool:
         """Whether `number` lies in the interval."""
         return self.low <= number <= self.high

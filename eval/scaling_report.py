@@ -100,7 +100,10 @@ def quantity_section(analysis: Analysis, plot: str) -> list[str]:
     """Fits, predictions and null results of one quantity."""
     lines = [f"## {_capital(analysis.quantity.title)}", "", f"![fits]({plot})", ""]
     if not len(seed_residuals(list(analysis.quantity.values.values()))):
-        lines += ["No cell has several seeds: the intervals know nothing of the noise of training.", ""]
+        lines += [
+            "No cell has several seeds: nothing here knows the noise of training, and intervals are of test images alone.",
+            "",
+        ]
     if analysis.excluded:
         names = {
             why: [f"`{name}`" for name, other in analysis.excluded.items() if other == why]
@@ -143,8 +146,8 @@ def prediction_table(found: Any) -> list[str]:
         for title, predictions in series.predictions.items():
             for entry in predictions:
                 row = [series.axis, title, f"`{entry.point}`", entry.law, f"{entry.observed:.4f}"]
-                row += [_estimate(entry.predicted), f"{entry.relative_error:+.1%}", "yes" if entry.covered else "no"]
-                rows.append(row)
+                covered = ("yes" if entry.covered else "no") if entry.predicted.resampled else ""
+                rows.append([*row, _estimate(entry.predicted), f"{entry.relative_error:+.1%}", covered])
     return markdown_table([*columns, "covered"], rows)
 
 
@@ -156,7 +159,7 @@ def statements(series: Series) -> list[str]:
             sentences.append(f"{series.axis}, {name} law: null result, the interval of {exponent} has 0 in it.")
     for title, predictions in series.predictions.items():
         for entry in predictions:
-            if not entry.covered and entry.law in ("power", "offset", "joint"):
+            if entry.predicted.resampled and not entry.covered and entry.law in ("power", "offset", "joint"):
                 sentences.append(
                     f"{series.axis}, {entry.law} law: `{entry.point}`, held out as {title}, lies outside of its "
                     f"interval ({entry.relative_error:+.1%})."
@@ -247,7 +250,8 @@ def to_content(
 
 
 def _estimate(estimate: Estimate) -> str:
-    return f"{estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g})"
+    interval = f" ({estimate.low:.4g} to {estimate.high:.4g})" if estimate.resampled else ""
+    return f"{estimate.value:.4g}{interval}"
 
 
 def _capital(text: str) -> str:
