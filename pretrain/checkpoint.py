@@ -6,6 +6,7 @@
         engine/                         DeepSpeed's own files: optimizer states and master weights of every rank
         meta.json                       position, identity of data and model, SHA-256 of every other file
     checkpoints/latest                  name of the newest one, replaced atomically
+    checkpoints/whole_00000100/         made from engine/ when the run goes on with other ranks or at another ZeRO stage
 
 A kill at any moment leaves either a complete directory or one that ends in `.tmp`, which nobody reads and the next save
 removes. Resume takes the newest directory whose files match their checksums and says which ones it passed over.
@@ -13,11 +14,9 @@ removes. Resume takes the newest directory whose files match their checksums and
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,15 @@ from pretrain.distributed import World
 from pretrain.durable import fsync
 from pretrain.engine import Engine
 from pretrain.errors import CheckpointError
+from pretrain.resharding import restore
+from pretrain.sealed import META_NAME, check_files, file_hashes
+from pretrain.whole_state import WholeState, write_whole_state
 
 logger = logging.getLogger(__name__)
 
 ENGINE_TAG = "engine"
-META_NAME = "meta.json"
 LATEST_NAME = "latest"
+WHOLE = "whole"
 
 
 @dataclass
@@ -152,7 +154,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Removes all but the newest `keep` checkpoints and what killed saves left."""
-        for leftover in self.directory.glob("step_*.tmp"):
+        for leftover in (*self.directory.glob("step_*.tmp"), *self.directory.glob(f"{WHOLE}_*")):
             shutil.rmtree(leftover)
         for old in list_checkpoints(self.directory)[self.config.keep :]:
             shutil.rmtree(old)
@@ -188,7 +190,7 @@ class Checkpoints:
             identity: data and model of this run, as it was in the round of the checkpoint.
 
         Raises:
-            CheckpointError: data, model, world size or ZeRO stage differ from the checkpoint's.
+            CheckpointError: data or model differ from the checkpoint's, or its files are damaged.
         """
         path, meta = saved.path, saved.meta
         if difference := explain_mismatch(meta["identity"], identity):
@@ -196,42 +198,32 @@ class Checkpoints:
                 f"{path} was written by a run with other data or another model:\n{difference}\n"
                 "Use the old configuration, another output directory, or checkpoint.resume false to start over."
             )
-        for name, now in (("world_size", self.world.size), ("zero_stage", engine.stage)):
-            if meta[name] != now:
-                raise CheckpointError(f"{path}: {name} is {meta[name]} there and {now} here; use {meta[name]} again")
+        if (meta["world_size"], meta["zero_stage"]) != (self.world.size, engine.stage):
+            self._load_whole(engine, saved)
+            return
         loaded, _ = engine.wrapped.load_checkpoint(str(path), ENGINE_TAG, load_lr_scheduler_states=False)
         if loaded is None:
             raise CheckpointError(f"{path}: the engine's files could not be loaded")
+
+    def _load_whole(self, engine: Engine, saved: Saved) -> None:
+        """Restores what other ranks, or another ZeRO stage, have written: whole tensors, which rank 0 makes once."""
+        whole = self.directory / f"{WHOLE}_{saved.position.step:08d}"
+        names = [name for group in engine.groups for name in group.parameter_names]
+        stage, ranks = saved.meta["zero_stage"], saved.meta["world_size"]
+
+        def make() -> None:
+            if not self.world.is_main or (whole.is_dir() and check_files(whole) is None):
+                return
+            shutil.rmtree(whole, ignore_errors=True)
+            write_whole_state(saved.path / ENGINE_TAG, stage, ranks, names, whole)
+
+        if (failure := self._collectively(make)) is not None:
+            change = f"from stage {stage} on {ranks} ranks to stage {engine.stage} on {self.world.size}"
+            raise CheckpointError(f"{saved.path}: {change}: {failure}")
+        with WholeState(whole) as state:
+            restore(engine, state)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Renamed (complete) checkpoints of a run, newest first."""
     return sorted((p for p in directory.glob("step_*") if p.suffix != ".tmp" and p.is_dir()), reverse=True)
-
-
-def file_hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file below `directory` except meta.json, by relative name."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != META_NAME)
-    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
-        return dict(zip((str(p.relative_to(directory)) for p in files), pool.map(_sha256, files), strict=True))
-
-
-def check_files(path: Path) -> str | None:
-    """What is wrong with a checkpoint directory, or None."""
-    try:
-        expected = json.loads((path / META_NAME).read_text())["sha256"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{META_NAME} is missing or unreadable ({type(error).__name__})"
-    if missing := sorted(name for name in expected if not (path / name).is_file()):
-        return f"{missing[0]} is missing"
-    actual = file_hashes(path)
-    damaged = sorted(name for name in expected if actual.get(name) != expected[name])
-    return f"{damaged[0]} does not match its checksum" if damaged else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-        return digest.hexdigest()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pretrain import checkpoint
-from pretrain.checkpoint import check_files, list_checkpoints
+from pretrain.checkpoint import Checkpoints, check_files, list_checkpoints
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.trainer import Outcome, Trainer, train
+from pretrain.whole_state import write_whole_state
 from tests.pretrain.conftest import rows
 from tests.pretrain.test_guards import run, toy
 
@@ -101,13 +103,42 @@ def test_a_full_disk_is_reported_and_harms_nothing(tmp_path, monkeypatch):
         (["--task.size", "65"], r"(?s)other data or another model.*64.*65"),
         (["--seed", "4"], r"(?s)other data or another model.*seed"),
         (["--batch.size", "16"], r"(?s)other data or another model.*batch_size"),
-        (["--engine.zero_stage", "2"], "zero_stage is 1 there and 2 here"),
+        (
+            ["--engine.zero_stage", "2", "--optimizer.name", "muon"],
+            r"the optimizer kept exp_avg, .*use the optimizer.name of the earlier run",
+        ),
     ],
 )
 def test_another_run_is_refused_with_what_differs(tmp_path, change, message):
     run(toy(tmp_path))
     with pytest.raises(CheckpointError, match=message):
         run([*toy(tmp_path, steps=9), *change])
+
+
+def test_another_stage_goes_on_and_what_was_converted_for_it_goes_with_the_next_checkpoint(tmp_path):
+    run(toy(tmp_path))
+    folder = tmp_path / "checkpoints"
+    (folder / "whole_00000007.tmp").mkdir()  # as a kill in the midst of converting leaves it
+    run([*toy(tmp_path, steps=9), "--engine.zero_stage", "2"])
+    assert [row["step"] for row in rows(tmp_path, "train")] == list(range(1, 10))
+    assert not list(folder.glob("whole_*"))
+
+
+def test_damaged_conversions_are_made_anew_and_foreign_files_named(tmp_path, monkeypatch):
+    run(toy(tmp_path))
+    folder = tmp_path / "checkpoints"
+    monkeypatch.setattr(Checkpoints, "_prune", lambda self: None)
+    run([*toy(tmp_path, steps=8), "--engine.zero_stage", "2"])
+    (whole,) = folder.glob("whole_*")
+    (shard,) = whole.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-8])
+    shutil.rmtree(folder / "step_00000008")
+    run([*toy(tmp_path, steps=8), "--engine.zero_stage", "0"])
+    assert check_files(whole) is None
+    with pytest.raises(CheckpointError, match=r"not what ZeRO stage 3 writes on 1 ranks"):
+        write_whole_state(folder / "step_00000007" / "engine", 3, 1, [], tmp_path / "whole")
+    with pytest.raises(CheckpointError, match=r"there is no \*zero_pp_rank_1"):
+        write_whole_state(folder / "step_00000007" / "engine", 1, 2, [], tmp_path / "whole")
 
 
 def test_resume_false_starts_over(tmp_path):

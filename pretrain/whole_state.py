@@ -1,0 +1,212 @@
+"""A checkpoint's engine state by parameter, whole: for a run that goes on with other ranks or at another ZeRO stage.
+
+    step_00000100/engine/*.pt          this stage's partitions, one file per rank
+      --> whole_00000100/00001.safetensors ...   {"exp_avg/layers.0.weight": the whole tensor, ...}
+          whole_00000100/meta.json               SHA-256 of every file
+
+    stage 0     optimizer state by parameter, in the order of the groups
+    stage 1, 2  each group is one flat vector, cut into as many parts as there are ranks; a parameter may cross a cut
+    stage 3     every parameter is cut by itself, its last part is padded; in a sub-group one follows the other
+
+Partitions are memory-mapped and put together one parameter after the other, so that converting holds one gigabyte, not
+the model. Only tensors and the few classes named below are unpickled (`weights_only`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from pretrain.durable import fsync
+from pretrain.errors import CheckpointError
+from pretrain.sealed import META_NAME, file_hashes
+
+SHARD_BYTES = 2**30
+PREFIX = "model."
+"""Of parameters in the engine's own names: its module is the task's loss, which holds the model."""
+WEIGHT, MOMENTUM, BUFFER = "fp32", "momentum_buffer", "buffer"
+
+State = dict[str, Tensor]
+"""Of one parameter: `fp32`, the master weight; the optimizer's tensors of the same shape; its scalars."""
+
+
+def write_whole_state(engine_files: Path, stage: int, ranks: int, names: Sequence[str], target: Path) -> None:
+    """Puts the partitions of a checkpoint together; `target` appears when it is complete.
+
+    Args:
+        engine_files: the `engine` folder of a checkpoint.
+        stage: ZeRO stage that wrote it.
+        ranks: number of ranks that wrote it.
+        names: trained parameters in the order of the optimizer's groups.
+        target: folder to write.
+
+    Raises:
+        CheckpointError: a file is missing, or does not hold what this stage of DeepSpeed writes.
+    """
+    temporary = target.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    held: State = {}
+    shards = 0
+
+    def flush() -> None:
+        nonlocal shards
+        shards += 1
+        save_file(held, temporary / f"{shards:05d}.safetensors")
+        held.clear()
+
+    what = f"{engine_files.parent.name}: from ZeRO stage {stage} on {ranks} rank{'s' if ranks > 1 else ''}"
+    try:
+        content = _load(engine_files, "*mp_rank_00_model_states.pt")
+        parameters = _read_partitions(engine_files, content, stage, ranks, names)
+        for name, state in tqdm(parameters, what, total=len(names), unit="tensor"):
+            held |= {
+                f"{key}/{name}": tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()
+            }
+            if sum(tensor.nbytes for tensor in held.values()) >= SHARD_BYTES:
+                flush()
+        for name in content["buffer_names"]:
+            held[f"{BUFFER}/{name.removeprefix(PREFIX)}"] = content["module"][name].clone()
+    except (KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{engine_files}: not what ZeRO stage {stage} writes on {ranks} ranks: {type(error).__name__}: {error}"
+        ) from error
+    flush()
+    (temporary / META_NAME).write_text(json.dumps({"sha256": file_hashes(temporary)}, indent=1))
+    for path in (*temporary.iterdir(), temporary):
+        fsync(path)
+    temporary.rename(target)
+    fsync(target.parent)
+
+
+class WholeState:
+    """Reads what `write_whole_state` wrote, tensor by tensor; use it in a `with`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = ExitStack()
+        self._where: dict[str, Any] = {}
+
+    def __enter__(self) -> WholeState:
+        for path in sorted(self.folder.glob("*.safetensors")):
+            file = self._files.enter_context(safe_open(path, "pt"))
+            self._where |= dict.fromkeys(file.keys(), file)  # not a mapping
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def of(self, name: str, shape: torch.Size) -> State:
+        """The state of one parameter.
+
+        Raises:
+            CheckpointError: there is none, or its shape is another.
+        """
+        found = {key: self._where[f"{key}/{name}"].get_tensor(f"{key}/{name}") for key in self._keys(name)}
+        if WEIGHT not in found or found[WEIGHT].shape != shape:
+            there = tuple(found[WEIGHT].shape) if WEIGHT in found else "nothing"
+            raise CheckpointError(f"{self.folder}: {name} is {tuple(shape)} in the model and {there} there")
+        return found
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The model's persistent buffers, by name."""
+        names = [key.partition("/")[2] for key in self._where if key.startswith(f"{BUFFER}/")]
+        return {name: self._where[f"{BUFFER}/{name}"].get_tensor(f"{BUFFER}/{name}") for name in names}
+
+    def _keys(self, name: str) -> list[str]:
+        return [
+            key
+            for key in {key.partition("/")[0] for key in self._where}
+            if f"{key}/{name}" in self._where and key != BUFFER
+        ]
+
+
+def _load(engine_files: Path, pattern: str) -> dict[str, Any]:
+    """The first file that fits, memory-mapped."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    paths = sorted(engine_files.glob(pattern))
+    if not paths:
+        raise CheckpointError(f"{engine_files}: there is no {pattern}")
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(paths[0], map_location="cpu", mmap=True, weights_only=True)
+
+
+def _read_partitions(
+    engine_files: Path, content: Mapping[str, Any], stage: int, ranks: int, names: Sequence[str]
+) -> Iterator[tuple[str, State]]:
+    if stage == 0:
+        states = content["optimizer"]["state"]
+        for number, name in enumerate(names):
+            yield name, {WEIGHT: content["module"][PREFIX + name].float(), **_tensors(states.get(number, {}))}
+        return
+    files = [_load(engine_files, f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for rank in range(ranks)]
+    parts = [file["optimizer_state_dict"] for file in files]
+    read_group = _read_cut_parameters if stage == 3 else _read_cut_vector
+    for group, shapes in enumerate(content["param_shapes"]):
+        for name, pieces in read_group(parts, group, shapes).items():
+            yield name.removeprefix(PREFIX), _joined(pieces, torch.Size(shapes[name]))
+
+
+def _read_cut_vector(parts: list[dict[str, Any]], group: int, shapes: Mapping[str, Any]) -> dict[str, list[State]]:
+    """Stages 1 and 2: each parameter's pieces, by rank."""
+    pieces: dict[str, list[State]] = {name: [] for name in shapes}
+    for part in parts:
+        flat = part["single_partition_of_fp32_groups"][group]
+        state = {WEIGHT: flat, **_tensors(part["base_optimizer_state"]["state"].get(group, {}))}
+        places = part["param_slice_mappings"][group]
+        sizes = {name: torch.Size(shapes[name]).numel() for name in places}
+        # Muon without offload keeps the whole momentum of each matrix that the rank has a piece of.
+        matrices = [key for key in state if key == MOMENTUM and state[key].numel() == sum(sizes.values())]
+        begin = 0
+        for name, place in places.items():
+            cuts = dict.fromkeys(state, slice(place.start, place.start + place.numel))
+            cuts |= dict.fromkeys(matrices, slice(begin, begin + sizes[name]))
+            pieces[name].append({key: _cut(tensor, cuts[key]) for key, tensor in state.items()})
+            begin += sizes[name]
+    return pieces
+
+
+def _read_cut_parameters(parts: list[dict[str, Any]], group: int, shapes: Mapping[str, Any]) -> dict[str, list[State]]:
+    """Stage 3: each parameter's pieces, by rank; the last ones may be longer than the parameter."""
+    pieces: dict[str, list[State]] = {name: [] for name in shapes}
+    for part in parts:
+        states = part["optimizer_state_dict"]["state"].get(group, {})
+        state = {WEIGHT: part["fp32_flat_groups"][group], **_tensors(states)}
+        begin = 0
+        for name, shape in shapes.items():
+            size = -(-torch.Size(shape).numel() // len(parts))
+            pieces[name].append({key: _cut(tensor, slice(begin, begin + size)) for key, tensor in state.items()})
+            begin += size
+    return pieces
+
+
+def _tensors(state: Mapping[str, Any]) -> State:
+    return {key: value if isinstance(value, Tensor) else torch.tensor(value) for key, value in state.items()}
+
+
+def _cut(tensor: Tensor, piece: slice) -> Tensor:
+    return tensor if tensor.ndim == 0 else tensor[piece]
+
+
+def _joined(pieces: list[State], shape: torch.Size) -> State:
+    """The whole of a parameter's state from its pieces."""
+    whole = {}
+    for key, first in pieces[0].items():
+        if first.ndim == 0 or first.numel() == shape.numel():
+            whole[key] = first if first.ndim == 0 else first.reshape(shape)
+        else:
+            whole[key] = torch.cat([piece[key] for piece in pieces])[: shape.numel()].reshape(shape)
+    return whole
