@@ -127,7 +127,8 @@ def quantity_table(grid: Comparison, measured: Measured, quantity: Quantity, fou
             row += ["", "", ""]
         else:
             estimate = found[variant].estimate
-            row += [f"{estimate.value:+.4f}", f"{estimate.low:+.4f} to {estimate.high:+.4f}", found[variant].judgement]
+            interval = f"{estimate.low:+.4f} to {estimate.high:+.4f}" if np.isfinite(estimate.low) else ""
+            row += [f"{estimate.value:+.4f}", interval, found[variant].judgement]
         rows.append(row)
     columns = ["variant", *([grid.axis_title or "axis"] if grid.axis else []), "seeds", quantity.title]
     return markdown_table([*columns, f"minus `{grid.base}`", "95 % interval", "so"], rows)
