@@ -101,7 +101,7 @@ def quantity_section(analysis: Analysis, plot: str) -> list[str]:
     lines = [f"## {_capital(analysis.quantity.title)}", "", f"![fits]({plot})", ""]
     if not len(seed_residuals(list(analysis.quantity.values.values()))):
         lines += [
-            "No cell has several seeds: nothing here knows the noise of training, and intervals are of test images alone.",
+            "No cell has several seeds: no interval knows the noise of training.",
             "",
         ]
     if analysis.excluded:
