@@ -24,7 +24,7 @@ def main() -> int:
     try:
         config, text = parse()
     except ConfigurationError as error:
-        if first:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once per host: a variable may be missing on one of them only
             print(f"train.py: {error}", file=sys.stderr)
         return 2
     if first:
