@@ -23,7 +23,7 @@ from tests.pretrain.test_guards import toy
 @pytest.mark.distributed
 def test_a_stopped_process_is_named_with_the_step_it_was_in(tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    words = toy(run, "--distributed.silence_seconds", "3", steps=100_000)
+    words = toy(run, "--distributed.silence_seconds", "6", steps=100_000)
     process = launch(deepspeed_command("pretrain/train.py", *words), log)
     deadline = time.monotonic() + 300
     while not (run / "checkpoints" / "latest").exists():

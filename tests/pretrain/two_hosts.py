@@ -9,9 +9,11 @@ openssh-client and pdsh.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ class TwoHosts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.hostfile = folder / "hosts"
-        self.log = folder / "ssh.log"
+        self.log = folder / "sshd.log"
         self._servers: list[subprocess.Popen] = []
 
     def namespace(self, node: str) -> str:
@@ -52,13 +54,24 @@ class TwoHosts:
         inside = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', node]
         return ["ip", "netns", "exec", self.namespace(node), *inside, *words]
 
+    def edited(self, script: str, config: Path) -> str:
+        """A script of configs/launch with what a user would fill in."""
+        text = (ROOT / "configs" / "launch" / script).read_text()
+        values = {"HOSTFILE": self.hostfile, "MASTER": NODES["node-a"], "RANKS": 1, "CONFIG": config}
+        for name, value in {**values, "INTERFACE": INTERFACE}.items():
+            text = re.sub(rf"\b{name}=\S+", f"{name}={value}", text)
+        path = self.folder / script
+        path.write_text(text)
+        path.chmod(0o755)
+        return str(path)
+
     def launch(self, node: str, words: Sequence[str], log: Path) -> subprocess.Popen:
-        """Starts a command of the launcher on a host, in a process group of its own."""
-        extra = {"HOME": str(self.folder), "PATH": f"{self.folder}{os.pathsep}{os.environ['PATH']}"}
+        """Starts a command on a host, in a process group of its own."""
+        path = [str(self.folder), str(Path(sys.executable).parent), os.environ["PATH"]]
         return subprocess.Popen(
             self.command(node, *words),
             cwd=ROOT,
-            env=environment(GLOO_SOCKET_IFNAME=INTERFACE, **extra),
+            env=environment(PATH=os.pathsep.join(path), TMPDIR=str(self.folder)),
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -112,8 +125,6 @@ class TwoHosts:
         )
         ssh.chmod(0o755)
         self.hostfile.write_text("".join(f"{address} slots=1\n" for address in NODES.values()))
-        wanted = {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-        (self.folder / ".deepspeed_env").write_text("".join(f"{name}={value}\n" for name, value in wanted.items()))
 
     def _await_servers(self) -> None:
         deadline = time.monotonic() + 30
