@@ -36,10 +36,16 @@ from pretrain.errors import PeerLost
 BEATS_PER_LIMIT = 10
 LONGEST_PAUSE = 15.0
 """Seconds between beats at most."""
+PATIENCE = 10.0
+"""Seconds that stacks may take to be written."""
 LEAVING = "leaving"
 """The phase of a last beat: the rank is done and will be silent for good reason."""
 STEP = "step"
-BROKEN_CONNECTION = re.compile(r"gloo|ncclRemoteError|NCCL|[Cc]onnection (closed|reset)|Broken pipe|recvValue failed")
+BROKEN_CONNECTION = re.compile(
+    "Connection (closed|reset) by peer|Broken pipe|No route to host|Network is unreachable|Timed out waiting|"
+    "ncclRemoteError",
+    re.IGNORECASE,
+)
 """What torch's errors say when a collective failed because of another rank."""
 
 
@@ -66,7 +72,8 @@ class Heartbeat:
         self.pause = min(config.silence_seconds / BEATS_PER_LIMIT, LONGEST_PAUSE)
         self.seen: dict[int, Seen] = {}
         self._phase, self._step, self._since = "start", 0, time.monotonic()
-        self._noted = False
+        self._noted = self._counted = False
+        self._began = self._since
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
         if world.size > 1:
@@ -171,6 +178,16 @@ class Heartbeat:
                 f"no sign of life from {self.world.names(silent)} for {since:.0f} s (last heard in {last}). Look at "
                 "that host, its network and its log first. The same command continues from the last checkpoint"
             )
+        if not self._counted and now - self._began > limit:
+            self._counted = True
+            unheard = {*range(self.world.size)} - {*self.seen, self.world.rank}
+            if unheard and self.world.local_rank == 0:
+                print(
+                    f"train.py: {self.world.names([self.world.rank])}: no beat has come from "
+                    f"{self.world.names(unheard)} in {limit:g} s; if UDP is blocked, its silence will not be noticed",
+                    file=sys.stderr,
+                    flush=True,
+                )
         if now - self._since > self.config.timeout_seconds and not self._noted:
             self._noted = True
             places = [f"{self.world.names([rank])}: {seen.where}" for rank, seen in sorted(self.seen.items())]
@@ -185,18 +202,12 @@ class Heartbeat:
     def _say(self, text: str) -> None:
         """Prints what is wrong, and the stacks of all threads into the run's folder."""
         stacks = self.run / "stacks" / f"rank_{self.world.rank:05d}.txt"
-        message = f"train.py: {self.world.names([self.world.rank])} in {self.where}: {text}"
-        try:
-            stacks.parent.mkdir(parents=True, exist_ok=True)
-            with stacks.open("w") as file:
-                file.write(f"{message}\n\n")
-                file.flush()
-                faulthandler.dump_traceback(file, all_threads=True)
-        except OSError as error:
-            message += f". Stacks could not be written: {error.strerror}"
-        else:
-            message += f". Stacks: {stacks}"
+        message = f"train.py: {self.world.names([self.world.rank])} in {self.where}: {text}. Stacks: {stacks}"
         print(message, file=sys.stderr, flush=True)
+        # On a host that is cut off, the folder may hang with the network; that must not keep the run from ending.
+        writer = threading.Thread(target=_write_stacks, args=(stacks, message), name="stacks", daemon=True)
+        writer.start()
+        writer.join(PATIENCE)
 
     def _end(self, text: str) -> None:
         """Leaves the main thread in its collective, where nothing else could fetch it from."""
@@ -213,3 +224,14 @@ class Heartbeat:
             "first: its processes were killed or had an error of their own. The same command continues from the last "
             f"checkpoint. ({error.splitlines()[0]})"
         )
+
+
+def _write_stacks(path: Path, message: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as file:
+            file.write(f"{message}\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+    except OSError as error:
+        print(f"train.py: {path}: {error.strerror}", file=sys.stderr, flush=True)

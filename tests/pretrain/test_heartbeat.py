@@ -14,6 +14,7 @@ import pytest
 from pretrain import heartbeat
 from pretrain.config import DistributedConfig
 from pretrain.distributed import Peer, World
+from pretrain.errors import PeerLost
 from pretrain.heartbeat import STEP, Heartbeat, Seen
 from tests.pretrain.conftest import deepspeed_command, launch
 from tests.pretrain.test_guards import toy
@@ -54,6 +55,9 @@ def test_a_rank_that_took_its_leave_or_was_never_heard_is_not_silent(watch, monk
     monkeypatch.setattr(heartbeat.os, "_exit", lambda code: pytest.fail(f"ended with {code}"))
     now = time.monotonic()
     watch._judge(now + 50)
+    watch._judge(now + 51)
+    said = capsys.readouterr().err
+    assert said.count("no beat has come from host node-a (rank 0) in 10 s; if UDP is blocked") == 1
     watch.seen[0] = Seen(now, "step 7", leaving=True)
     watch._judge(now + 50)
     watch.seen[0] = Seen(now + 45, "step 7")
@@ -79,6 +83,12 @@ def test_a_step_that_takes_too_long_ends_the_run_and_an_evaluation_is_noted_once
     assert "Elsewhere: host node-a (rank 0): step 18" in said
 
 
-def test_a_broken_connection_is_put_down_to_the_host_behind_the_address(watch):
-    text = watch._broken("[pair.cc:561] Connection closed by peer [10.0.0.1]:58762. This is typically")
-    assert "the connection to host node-a (rank 0) broke" in text
+def test_a_broken_connection_is_put_down_to_the_host_behind_the_address(watch, monkeypatch):
+    monkeypatch.setattr(watch, "_watch", lambda: None)
+    with (
+        pytest.raises(PeerLost, match=r"host node-b \(rank 1\) in start.*the connection to host node-a \(rank 0\)"),
+        watch,
+    ):
+        raise RuntimeError("[pair.cc:561] Connection closed by peer [10.0.0.1]:58762. This is typically")
+    with pytest.raises(RuntimeError, match="preamble"), watch:  # a mistake of ours, with its traceback
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:454] op.preamble.length <= op.nbytes. 12 vs 8")

@@ -27,7 +27,8 @@ def hosts(tmp_path: Path) -> Iterator[TwoHosts]:
 
 
 def arguments(run: Path, steps: int, stage: int) -> list[str]:
-    return toy(run, "--checkpoint.every", str(EVERY), "--engine.zero_stage", str(stage), steps=steps)
+    sizes = ["--checkpoint.every", str(EVERY), "--engine.zero_stage", str(stage), "--telemetry.peak_tflops", "1"]
+    return toy(run, *sizes, steps=steps)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
