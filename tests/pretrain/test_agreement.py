@@ -19,12 +19,12 @@ def test_the_content_decides_and_not_the_path(tmp_path, corpus, tiny_arguments):
     places = {"task__train": json.dumps([f"{tmp_path}/${{LOCAL_RANK}}/train"])}
     words = tiny_arguments(tmp_path / "run", steps=3, checkpoint__every=3, validation__every=3, **places)
     log = tmp_path / "log"
-    assert launch(deepspeed_command("pretrain/train.py", *words), log).wait(timeout=300) == 0, log.read_text()[-3000:]
+    assert launch(deepspeed_command("pretrain/train.py", *words), log).wait(timeout=900) == 0, log.read_text()[-3000:]
     assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3]
 
     shutil.rmtree(tmp_path / "1" / "train")
     shutil.copytree(corpus["valid"], tmp_path / "1" / "train")
-    assert launch(deepspeed_command("pretrain/train.py", *words), log).wait(timeout=300) == 1
+    assert launch(deepspeed_command("pretrain/train.py", *words), log).wait(timeout=900) == 1
     here = socket.gethostname()
     assert f"host {here} (rank 1) would train on other data than host {here} (rank 0)" in log.read_text()
     assert "data.sources[0].shards[0].sha256: " in log.read_text() and "Traceback" not in log.read_text()

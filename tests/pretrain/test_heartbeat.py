@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -26,7 +27,15 @@ def test_a_stopped_process_is_named_with_the_step_it_was_in(tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     words = toy(run, "--distributed.silence_seconds", "6", steps=100_000)
     process = launch(deepspeed_command("pretrain/train.py", *words), log)
-    deadline = time.monotonic() + 300
+    try:
+        check_that_a_stopped_rank_is_named(process, run, log)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def check_that_a_stopped_rank_is_named(process: subprocess.Popen, run: Path, log: Path) -> None:
+    deadline = time.monotonic() + 900
     while not (run / "checkpoints" / "latest").exists():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.1)

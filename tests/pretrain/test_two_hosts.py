@@ -15,7 +15,7 @@ from tests.pretrain.conftest import rows
 from tests.pretrain.test_guards import toy
 from tests.pretrain.two_hosts import NODES, TwoHosts, missing, two_hosts
 
-SILENCE, EVERY, SECONDS = 8, 20, 300
+SILENCE, EVERY, SECONDS = 8, 20, 900
 
 
 @pytest.fixture
