@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
@@ -44,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, str]:
     parser = build_parser()
     try:
         namespace = parser.parse_args(arguments)
-        instantiated = parser.instantiate_classes(namespace)
+        instantiated = parser.instantiate_classes(_with_variables(namespace))
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise ConfigurationError(explain(str(error), parser)) from error
     values = {name: value for name, value in vars(instantiated).items() if name not in ("config", "local_rank")}
@@ -53,6 +55,26 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, str]:
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     return config, _dump(parser, namespace)
+
+
+def _with_variables(value: Any) -> Any:
+    """The same with `${NAME}` in every text replaced by that environment variable, which may differ between hosts.
+
+    Raises:
+        ConfigurationError: the variable is not set here.
+    """
+    if isinstance(value, Namespace):
+        return Namespace({name: _with_variables(item) for name, item in vars(value).items()})
+    if isinstance(value, dict):
+        return {name: _with_variables(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_variables(item) for item in value)
+    if not isinstance(value, str):
+        return value
+    names = re.findall(r"\$\{(\w+)\}", value)
+    if absent := [name for name in names if name not in os.environ]:
+        raise ConfigurationError(f"{value}: the variable {absent[0]} is not set on host {socket.gethostname()}")
+    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match.group(1)], value)
 
 
 def _dump(parser: ArgumentParser, namespace: Namespace) -> str:

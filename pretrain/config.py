@@ -32,6 +32,8 @@ SMALLEST = {
     "telemetry.every": 1,
     "guards.max_consecutive_skips": 1,
     "guards.max_rollbacks": 0,
+    "distributed.silence_seconds": 1,
+    "distributed.timeout_seconds": 1,
     "rounds.count": 1,
     "rounds.parts": 1,
 }
@@ -125,6 +127,18 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How long ranks wait for each other."""
+
+    silence_seconds: float = 300
+    """Seconds without a sign of life from a rank after which the others name its host and end with exit code 1. A beat
+    comes from a thread, so long evaluations and checkpoints do not count as silence."""
+    timeout_seconds: float = 1800
+    """Seconds that ranks wait for each other at the start, that a collective of the engine may take, and that a step
+    may take before the run ends with the stacks of all ranks in its folder; other phases are only noted."""
+
+
+@dataclass(frozen=True)
 class LoaderConfig:
     """How batches are read."""
 
@@ -211,6 +225,8 @@ class TrainConfig:
     """Checkpoints."""
     guards: GuardConfig = field(default_factory=GuardConfig)
     """Non-finite values."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Silent hosts and stalled collectives."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Validation."""
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

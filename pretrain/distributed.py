@@ -8,15 +8,26 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a rank runs."""
+
+    host: str
+    """The host's own name."""
+    address: str
+    """Its address on the network over which it reaches the first host."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class World:
     device: torch.device
     control: dist.ProcessGroup | None = None
     """Host-side (gloo) group of all ranks; a process alone needs none."""
+    peers: tuple[Peer, ...] = ()
+    """Where every rank runs, by rank; empty outside of a process group."""
 
     @classmethod
     def alone(cls, device: str) -> World:
@@ -56,14 +69,32 @@ class World:
             dist.broadcast(tensor, src=0, group=self.control)
         return tensor.numpy()
 
+    def gather(self, value: Any) -> list[Any]:
+        """The (picklable) value of every rank, by rank, on every rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def names(self, ranks: Iterable[int]) -> str:
+        """Ranks with their hosts, for messages: "host node-b (rank 2, 3)"."""
+        by_host: dict[str, list[str]] = {}
+        for rank in sorted(ranks):
+            by_host.setdefault(self.peers[rank].host, []).append(str(rank))
+        return ", ".join(f"host {host} (rank {', '.join(numbers)})" for host, numbers in by_host.items())
+
     def barrier(self) -> None:
         """Waits for every rank."""
         if self.size > 1:
             dist.barrier(group=self.control)
 
 
-def initialise_world() -> World:
-    """Joins the process group that the launcher describes in the environment, or makes a world of one."""
+def initialise_world(timeout_seconds: float = 1800) -> World:
+    """Joins the process group that the launcher describes in the environment, or makes a world of one.
+
+    Args:
+        timeout_seconds: how long to wait for all ranks to join, and for one collective of the engine.
+    """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
@@ -78,16 +109,30 @@ def initialise_world() -> World:
         # DeepSpeed would first compile a shared-memory all-reduce for hosts without an accelerator: minutes of C++ for
         # what gloo does well enough, and its segments outlive a killed rank.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+        deepspeed.init_distributed(
+            dist_backend=accelerator.communication_backend_name(),
+            verbose=False,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
     # Ranks wait here for rank 0 to finish an evaluation, however long it takes; a rank that died is noticed at once.
     control = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
+    here = Peer(socket.gethostname(), _own_address(os.environ["MASTER_ADDR"]))
+    joined = World(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
+    return replace(joined, peers=tuple(joined.gather(here)))
 
 
 def _share_cores(ranks_here: int) -> None:
     """Divides the cores among the ranks of this host unless the user chose: ranks that share cores slow each other."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+def _own_address(other: str) -> str:
+    """This host's address on the network over which it reaches `other`; no packet is sent."""
+    family, kind, _, _, address = socket.getaddrinfo(other, 1, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
 
 
 def _free_port() -> str:

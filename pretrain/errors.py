@@ -15,3 +15,7 @@ class TrainingDiverged(RuntimeError):
 
 class LedgerError(RuntimeError):
     """A round's ledger of losses cannot be read or does not hold what is asked of it; the message says what to do."""
+
+
+class PeerLost(RuntimeError):
+    """Another rank is gone, so that this one cannot go on; the message names its host and says where to look."""

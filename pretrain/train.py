@@ -18,13 +18,13 @@ def main() -> int:
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [str(Path(here).parent), *(entry for entry in sys.path if entry != here)]
     from pretrain.command_line import parse, write_config
-    from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, TrainingDiverged
+    from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, PeerLost, TrainingDiverged
 
     first = os.environ.get("RANK", "0") == "0"
     try:
         config, text = parse()
     except ConfigurationError as error:
-        if first:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once per host: a variable may be missing on one of them only
             print(f"train.py: {error}", file=sys.stderr)
         return 2
     if first:
@@ -47,7 +47,7 @@ def main() -> int:
     try:
         outcome = train(config)
     except (
-        *(ConfigurationError, CheckpointError, LedgerError, TrainingDiverged),
+        *(ConfigurationError, CheckpointError, LedgerError, PeerLost, TrainingDiverged),
         *(DataError, ImageError, TokenizerLoadError, WeightsError),
         OSError,  # a file or folder that the configuration names
     ) as error:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from data_pipeline import Batch, Loader, Mixture, RoundsOrder
+from pretrain.agreement import agree_on_data, check_shared_output
 from pretrain.audit import audit, publish
 from pretrain.checkpoint import Checkpoints, Position
 from pretrain.config import TrainConfig
@@ -25,6 +26,7 @@ from pretrain.durable import write_whole
 from pretrain.engine import Engine, accumulation_steps, resolve_precision
 from pretrain.errors import TrainingDiverged
 from pretrain.guards import NonFiniteGuard, StopSignal
+from pretrain.heartbeat import STEP, Heartbeat
 from pretrain.loss_record import LossRecord, in_global_batch
 from pretrain.multi_round import MultiRound
 from pretrain.telemetry import Telemetry
@@ -61,12 +63,13 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.task = config, config.task
         self.directory = Path(config.output)
+        self.world: World = initialise_world(config.distributed.timeout_seconds)
+        self.heartbeat = Heartbeat(self.world, config.distributed, self.directory)
         # Everything that can be wrong with data and sizes fails here, before anything is allocated.
         sources, weights = self.task.training_sources()
         self.validation = self.task.validation_sources()
         self.source = Mixture(sources, weights)
         self.order = RoundsOrder([len(s) for s in sources], config.batch.size, config.seed, weights)
-        self.world: World = initialise_world()
         accumulation_steps(config, self.world.size)
         # Taken before a model is built, which may complete the task's configuration.
         self.fixed_identity = {"data": self.source.identity(), "task": self.task.identity()}
@@ -86,8 +89,12 @@ class Trainer:
     def run(self) -> Outcome:
         """Trains until the last step, a stop signal, or an error; rolls back where the guard says so."""
         resume_from: int | None = None
-        with StopSignal() as stop:
+        with StopSignal() as stop, self.heartbeat:
+            check_shared_output(self.world, self.directory)
+            held_out = {name: source.identity() for name, source in self.validation.items()}
+            agree_on_data(self.world, self._identity() | {"held out": held_out})
             while True:
+                self.heartbeat.enter("start", 0)
                 engine = Engine(self.config, self.task, self.world)
                 position = self._restore(engine, resume_from)
                 self._describe()
@@ -112,6 +119,7 @@ class Trainer:
             if outcome is not Outcome.FINISHED or number == self.config.rounds.count:
                 return outcome
             saved = self.checkpoints.at(position.step) if self.world.is_main else None
+            self.heartbeat.enter("rescoring", position.step)
             if not self.rounds.close(number, engine, saved, stop):
                 return Outcome.STOPPED
             self._describe()
@@ -120,6 +128,7 @@ class Trainer:
     def _loop(self, engine: Engine, position: Position, stop: StopSignal, number: int) -> Outcome:
         """The loop of round `number`. `position` moves with it."""
         config, telemetry, last = self.config, self.telemetry, self.rounds.last(number)
+        self.heartbeat.enter(STEP, position.step)
         for batches in self.throughput.awaiting(self._loader(position, last)):
             self.throughput.start()
             rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
@@ -145,6 +154,7 @@ class Trainer:
                     self._evaluate(engine, position, hook)
             stopping = bool(self.world.sum([float(stop.received is not None)])[0])
             if position.step % config.checkpoint.every == 0 or done or stopping:
+                self.heartbeat.enter("checkpoint", position.step)
                 self.record.flush()
                 self.checkpoints.save(engine, position, self._identity())
             if stopping:
@@ -152,6 +162,7 @@ class Trainer:
                     position.step, "signal", f"{stop.received or 'another rank was stopped'}: saved, leaving"
                 )
                 return Outcome.STOPPED
+            self.heartbeat.enter(STEP, position.step)
         return Outcome.FINISHED
 
     def _step(self, engine: Engine, batches: list[Batch], position: Position) -> Step:
@@ -264,6 +275,7 @@ class Trainer:
         self.telemetry.advance(loss=f"{step.loss:.3f}", **shown, **{name: str(value) for name, value in label.items()})
 
     def _validate(self, engine: Engine, position: Position) -> None:
+        self.heartbeat.enter("validation", position.step)
         losses: dict[str, float] = {}
         derived: dict[str, float] = {}
         for name, source in self.validation.items():
@@ -280,6 +292,7 @@ class Trainer:
             self.telemetry.say(f"step {position.step}: validation: {shown}")
 
     def _evaluate(self, engine: Engine, position: Position, hook: Any) -> None:
+        self.heartbeat.enter("evaluation", position.step)
         model = engine.model
         model.eval()
         with torch.no_grad():

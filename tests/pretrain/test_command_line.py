@@ -19,6 +19,16 @@ def test_a_task_by_import_path_with_overrides():
     assert "class_path: tests.pretrain.toy.ToyTask" in text and "size: 12" in text
 
 
+def test_variables_are_each_hosts_own_and_stay_in_the_stored_configuration(monkeypatch):
+    monkeypatch.setenv("SHARDS", "/local/here")
+    config, text = parse([*TOY, "--output", "${SHARDS}/run", "--engine.deepspeed", '{"a": ["${SHARDS}"]}'])
+    assert config.output == "/local/here/run" and config.engine.deepspeed == {"a": ["/local/here"]}
+    assert "output: ${SHARDS}/run" in text and "/local/here" not in text
+    monkeypatch.delenv("SHARDS")
+    with pytest.raises(ConfigurationError, match=r"\$\{SHARDS\}/run: the variable SHARDS is not set on host"):
+        parse([*TOY, "--output", "${SHARDS}/run"])
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "nearest"),
     [

@@ -1,0 +1,103 @@
+"""A rank that goes silent or moves no more ends the run with its name; one host is enough to see it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pretrain import heartbeat
+from pretrain.config import DistributedConfig
+from pretrain.distributed import Peer, World
+from pretrain.errors import PeerLost
+from pretrain.heartbeat import STEP, Heartbeat, Seen
+from tests.pretrain.conftest import deepspeed_command, launch
+from tests.pretrain.test_guards import toy
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_stopped_process_is_named_with_the_step_it_was_in(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = toy(run, "--distributed.silence_seconds", "6", steps=100_000)
+    process = launch(deepspeed_command("pretrain/train.py", *words), log)
+    try:
+        check_that_a_stopped_rank_is_named(process, run, log)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def check_that_a_stopped_rank_is_named(process: subprocess.Popen, run: Path, log: Path) -> None:
+    deadline = time.monotonic() + 900
+    while not (run / "checkpoints" / "latest").exists():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)
+    (second,) = [p for p in psutil.Process(process.pid).children(True) if "--local_rank=1" in p.cmdline()]
+    second.suspend()
+    while not (run / "stacks" / "rank_00000.txt").exists():
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.1)
+    os.kill(second.pid, signal.SIGCONT)
+    assert process.wait(timeout=120) == 1
+    assert f"no sign of life from host {socket.gethostname()} (rank 1) for " in log.read_text()
+    assert "(last heard in " in log.read_text()
+    assert not psutil.pid_exists(second.pid)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Heartbeat:
+    """The second of two ranks' watch, whose thread does not run; it judges when asked."""
+    alone = World.alone("cpu")
+    watching = Heartbeat(alone, DistributedConfig(silence_seconds=10, timeout_seconds=100), tmp_path)
+    watching.world = World(1, 2, 0, alone.device, None, (Peer("node-a", "10.0.0.1"), Peer("node-b", "10.0.0.2")))
+    return watching
+
+
+def test_a_rank_that_took_its_leave_or_was_never_heard_is_not_silent(watch, monkeypatch, capsys):
+    monkeypatch.setattr(heartbeat.os, "_exit", lambda code: pytest.fail(f"ended with {code}"))
+    now = time.monotonic()
+    watch._judge(now + 50)
+    watch._judge(now + 51)
+    said = capsys.readouterr().err
+    assert said.count("no beat has come from host node-a (rank 0) in 10 s; if UDP is blocked") == 1
+    watch.seen[0] = Seen(now, "step 7", leaving=True)
+    watch._judge(now + 50)
+    watch.seen[0] = Seen(now + 45, "step 7")
+    watch._judge(now + 50)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_step_that_takes_too_long_ends_the_run_and_an_evaluation_is_noted_once(watch, monkeypatch, capsys):
+    ended: list[int] = []
+    monkeypatch.setattr(heartbeat.os, "_exit", ended.append)
+    now = time.monotonic()
+    watch.seen[0] = Seen(now + 101, "step 18")
+    watch.enter("evaluation", 17)
+    watch._judge(now + 101)
+    watch._judge(now + 102)
+    said = capsys.readouterr().err
+    assert not ended and said.count("evaluation at step 17 has taken more than 100 s") == 1
+    watch.enter(STEP, 17)
+    watch._judge(now + 110)
+    assert ended == [1]
+    said = capsys.readouterr().err
+    assert "host node-b (rank 1) in step 18: step 18 has taken more than 100 s" in said
+    assert "Elsewhere: host node-a (rank 0): step 18" in said
+
+
+def test_a_broken_connection_is_put_down_to_the_host_behind_the_address(watch, monkeypatch):
+    monkeypatch.setattr(watch, "_watch", lambda: None)
+    with (
+        pytest.raises(PeerLost, match=r"host node-b \(rank 1\) in start.*the connection to host node-a \(rank 0\)"),
+        watch,
+    ):
+        raise RuntimeError("[pair.cc:561] Connection closed by peer [10.0.0.1]:58762. This is typically")
+    with pytest.raises(RuntimeError, match="preamble"), watch:  # a mistake of ours, with its traceback
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:454] op.preamble.length <= op.nbytes. 12 vs 8")
