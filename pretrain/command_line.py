@@ -40,13 +40,13 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, str]:
     Raises:
         ConfigurationError: unknown or ill-typed field, missing file, or a value that a field refuses.
     """
-    config, text, _ = parse_with(build_parser(), arguments, None)
+    config, text, _ = parse_with(build_parser(), arguments, lambda: None)
     return config, text
 
 
 def parse_with(
-    parser: ArgumentParser, arguments: Sequence[str] | None, extra: Callable[..., Options] | None
-) -> tuple[TrainConfig, str, Options | None]:
+    parser: ArgumentParser, arguments: Sequence[str] | None, extra: Callable[..., Options]
+) -> tuple[TrainConfig, str, Options]:
     """The same for a parser that also has the arguments of `extra`, which are no part of the configuration.
 
     Args:
@@ -57,7 +57,7 @@ def parse_with(
     Returns:
         The configuration, its complete YAML, and an `extra`.
     """
-    own = set() if extra is None else set(inspect.signature(extra).parameters)
+    own = set(inspect.signature(extra).parameters)
     outside = {"config", "local_rank", *own}
     try:
         namespace = parser.parse_args(arguments)
@@ -66,7 +66,7 @@ def parse_with(
         raise ConfigurationError(explain(str(error), parser)) from error
     try:
         config = TrainConfig(**{name: value for name, value in instantiated.items() if name not in outside})
-        options = None if extra is None else extra(**{name: instantiated[name] for name in own})
+        options = extra(**{name: instantiated[name] for name in own})
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     return config, _dump(parser, namespace, outside), options

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from pretrain.accelerators import GB
 from pretrain.command_line import build_parser, parse_with
 from pretrain.plan import Choice, Plan, PlanConfig, make_plan
 
@@ -46,7 +45,7 @@ def _head(plan: Plan) -> list[str]:
         f"{plan.parameters:,} parameters; {options.nodes} node(s) x {options.gpus} rank(s) = {options.ranks} ranks",
         f"batch {batch.size} = {options.ranks} ranks x {batch.micro_size} x {plan.accumulation} micro-batches, "
         f"{per_step:,} {plan.unit} a step",
-        f"memory {_gb(device.memory)} GB a rank ({device.memory_source}), {_gb(usable)} GB usable: "
+        f"memory {_size(device.memory)} a rank ({device.memory_source}), {_size(usable)} usable: "
         f"headroom {options.headroom:.0%} is an assumption",
     ]
 
@@ -54,13 +53,13 @@ def _head(plan: Plan) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     width = 11
     chunked = any(choice.unchunked is not None for choice in plan.choices)
-    head = f"{'GB a rank, at the largest moment':34}" + "".join(f"{part:>{width + 1}}" for part in PARTS)
+    head = f"{'a rank, at the largest moment':34}" + "".join(f"{part:>{width + 1}}" for part in PARTS)
     head += f"{'logits at once':>16}" * chunked + "   moment    fits"
     lines = [head, "-" * len(head)]
     for choice in plan.choices:
         name = f"ZeRO {choice.stage}, {choice.precision}" + ", recomputation" * choice.checkpointing
-        values = "".join(f"{_gb(getattr(choice.peak, part)):>{width + 1}}" for part in PARTS)
-        unchunked = "" if choice.unchunked is None else f"{_gb(choice.unchunked):>16}"
+        values = "".join(f"{_size(getattr(choice.peak, part)):>{width + 1}}" for part in PARTS)
+        unchunked = "" if choice.unchunked is None else f"{_size(choice.unchunked):>16}"
         lines.append(f"{name:34}{values}{unchunked}   {choice.peak.name:8}  {'yes' if choice.fits else 'no'}")
     if chunked:
         lines.append("logits at once: the total if the logits of a micro-batch were not cut into chunks")
@@ -71,15 +70,15 @@ def _memory(plan: Plan) -> list[str]:
 
 def _activations(plan: Plan) -> list[str]:
     size = plan.config.batch.micro_size
-    lines = [f"activations of a micro-batch of {size} ({plan.how_measured}), GB"]
+    lines = [f"activations of a micro-batch of {size} ({plan.how_measured})"]
     for precision in dict.fromkeys(choice.precision for choice in plan.choices):
         for checkpointing in (False, True):
             found = [c for c in plan.choices if (c.precision, c.checkpointing) == (precision, checkpointing)]
             if found:
                 memory = found[0].activations
-                logits = f", of which logits {_gb(memory.logits)}" * (found[0].unchunked is not None)
+                logits = f", of which logits {_size(memory.logits)}" * (found[0].unchunked is not None)
                 name = f"{precision}, {'with' if checkpointing else 'without'} recomputation"
-                kept = f"kept for backward {_gb(memory.kept)}, at their peak {_gb(memory.peak)}"
+                kept = f"kept for backward {_size(memory.kept)}, at their peak {_size(memory.peak)}"
                 lines.append(f"  {name:28} {kept}{logits}")
     return lines
 
@@ -90,16 +89,16 @@ def _verdict(plan: Plan) -> list[str]:
     if picked is None:
         smallest = min(plan.choices, key=lambda choice: choice.peak.total)
         return [
-            f"nothing fits: the least is {_gb(smallest.peak.total)} GB ({_name(smallest)}). Lower batch.micro_size, "
+            f"nothing fits: the least is {_size(smallest.peak.total)} ({_name(smallest)}). Lower batch.micro_size, "
             "use more ranks, offload (engine.offload.optimizer cpu), or take devices with more memory."
         ]
     lines = [
-        f"picked: {_name(picked)}: {_gb(picked.peak.total)} GB a rank",
+        f"picked: {_name(picked)}: {_size(picked.peak.total)} a rank",
         f"  --engine.zero_stage {picked.stage} --engine.activation_checkpointing {str(picked.checkpointing).lower()}"
         + f" --engine.precision {picked.precision}",
     ]
     if picked.host:
-        lines.append(f"  offloading takes {_gb(picked.host * plan.options.gpus)} GB of host memory on each node")
+        lines.append(f"  offloading takes {_size(picked.host * plan.options.gpus)} of host memory on each node")
     same = next(c for c in plan.choices if (c.stage, c.checkpointing) == (own.zero_stage, own.activation_checkpointing))
     if same is not picked:
         state = "fits too" if same.fits else "does not fit"
@@ -128,10 +127,10 @@ def _time(plan: Plan) -> list[str]:
 
 def _disk(plan: Plan) -> list[str]:
     keep = plan.config.checkpoint.keep
-    shards = "" if plan.shards is None else f"; token shards of one pass {_gb(plan.shards)} GB"
+    shards = "" if plan.shards is None else f"; token shards of one pass {_size(plan.shards)}"
     return [
-        f"disk: a checkpoint {_gb(plan.checkpoint)} GB, {keep} kept and one being written "
-        f"{_gb(plan.checkpoint * (keep + 1))} GB{shards}"
+        f"disk: a checkpoint {_size(plan.checkpoint)}, {keep} kept and one being written "
+        f"{_size(plan.checkpoint * (keep + 1))}{shards}"
     ]
 
 
@@ -140,6 +139,9 @@ def _name(choice: Choice) -> str:
     return f"ZeRO stage {choice.stage} in {choice.precision}, {recomputation} recomputation"
 
 
-def _gb(size: float) -> str:
-    """10^9 bytes, as data sheets count; three digits below 10."""
-    return f"{size / GB:,.1f}" if size >= 10 * GB else f"{size / GB:.3g}" if size else "0"
+def _size(size: float) -> str:
+    """Bytes with a unit, decimal as on data sheets, to three digits."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:#.3g}".rstrip(".") + f" {unit}"
+    return f"{size:.0f}"
