@@ -1,4 +1,4 @@
-"""The room's front door: `python -m pretrain quickstart | ocr | vision`. Training is `deepspeed pretrain/train.py`."""
+"""The room's front door: `python -m pretrain COMMAND`. Training itself is `deepspeed pretrain/train.py`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from pretrain import quickstart, quickstart_ocr, quickstart_vision
+from data_pipeline import DataError
+from pretrain import plan_report, quickstart, quickstart_ocr, quickstart_vision
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import StepFailed
 from pretrain.walkthrough import Walkthrough
 from tokenizer.command_line import add_config_arguments, make_config
+
+PLAN = "plan"
 
 
 class Command(NamedTuple):
@@ -25,6 +28,17 @@ class Command(NamedTuple):
     next_steps: Callable[[Any, Path], str]
     """What is said at its end."""
     summary: str
+
+    def parser(self) -> ArgumentParser:
+        """Of its options."""
+        arguments = ArgumentParser(description=self.summary)
+        add_config_arguments(arguments, self.options, config_file=False)
+        return arguments
+
+    def __call__(self, parser: ArgumentParser, options: dict[str, Any]) -> str:
+        """Walks through, and returns what is said at the end."""
+        config = make_config(parser, self.options, options)
+        return self.next_steps(config, self.run(config))
 
 
 COMMANDS = {
@@ -51,21 +65,28 @@ COMMANDS = {
 
 def main() -> int:
     """Exit code: 0 done, 1 a step failed, 2 wrong arguments."""
+    if sys.argv[1:2] == [PLAN]:  # reads a run's own configuration, whose mistakes are explained as `train.py` does
+        return _plan(sys.argv[2:])
     parser = ArgumentParser(prog="python -m pretrain", description=__doc__)
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, command in COMMANDS.items():
-        arguments = ArgumentParser(description=command.summary)
-        add_config_arguments(arguments, command.options, config_file=False)
-        subcommands.add_subcommand(name, arguments, help=command.summary)
+        subcommands.add_subcommand(name, command.parser(), help=command.summary)
+    subcommands.add_subcommand(PLAN, ArgumentParser(description=plan_report.SUMMARY), help=plan_report.SUMMARY)
     parsed = parser.parse_args()
-    command = COMMANDS[parsed.command]
-    config = make_config(parser, command.options, parsed[parsed.command].as_dict())
     try:
-        report = command.run(config)
+        print(COMMANDS[parsed.command](parser, parsed[parsed.command].as_dict()))
     except (StepFailed, ConfigurationError, OSError) as error:
         print(f"{parsed.command}: {error}", file=sys.stderr)
         return 1
-    print(command.next_steps(config, report))
+    return 0
+
+
+def _plan(arguments: list[str]) -> int:
+    try:
+        print(plan_report.run(arguments))
+    except (ConfigurationError, DataError, OSError) as error:
+        print(f"{PLAN}: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -12,25 +12,24 @@ import inspect
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pretrain.config import TrainConfig
 from pretrain.errors import ConfigurationError
 
+TRAINING = "Trains one configuration; start it with `deepspeed`, `torchrun` or plain `python`."
+Options = TypeVar("Options")
 
-def build_parser() -> ArgumentParser:
-    """The parser of `pretrain/train.py`."""
-    parser = ArgumentParser(
-        prog="train.py",
-        description="Trains one configuration; start it with `deepspeed`, `torchrun` or plain `python`.",
-        exit_on_error=False,
-    )
+
+def build_parser(prog: str = "train.py", description: str = TRAINING) -> ArgumentParser:
+    """The parser of `pretrain/train.py`, and of commands that read the same configuration and more."""
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML of the fields below; later arguments override it")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the deepspeed launcher; not used")
     parser.add_class_arguments(TrainConfig)
@@ -43,18 +42,36 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[TrainConfig, str]:
     Raises:
         ConfigurationError: unknown or ill-typed field, missing file, or a value that a field refuses.
     """
-    parser = build_parser()
+    config, text, _ = parse_with(build_parser(), arguments, lambda: None)
+    return config, text
+
+
+def parse_with(
+    parser: ArgumentParser, arguments: Sequence[str] | None, extra: Callable[..., Options]
+) -> tuple[TrainConfig, str, Options]:
+    """The same for a parser that also has the arguments of `extra`, which are no part of the configuration.
+
+    Args:
+        parser: of `build_parser`, with the arguments of `extra` added.
+        arguments: the command line; None takes the program's.
+        extra: a dataclass of further options.
+
+    Returns:
+        The configuration, its complete YAML, and an `extra`.
+    """
+    own = set(inspect.signature(extra).parameters)
+    outside = {"config", "local_rank", *own}
     try:
         namespace = parser.parse_args(arguments)
-        instantiated = parser.instantiate_classes(_with_variables(namespace))
+        instantiated = vars(parser.instantiate_classes(_with_variables(namespace)))
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         raise ConfigurationError(explain(str(error), parser)) from error
-    values = {name: value for name, value in vars(instantiated).items() if name not in ("config", "local_rank")}
     try:
-        config = TrainConfig(**values)
+        config = TrainConfig(**{name: value for name, value in instantiated.items() if name not in outside})
+        options = extra(**{name: instantiated[name] for name in own})
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
-    return config, _dump(parser, namespace)
+    return config, _dump(parser, namespace, outside), options
 
 
 def _with_variables(value: Any) -> Any:
@@ -77,9 +94,9 @@ def _with_variables(value: Any) -> Any:
     return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match.group(1)], value)
 
 
-def _dump(parser: ArgumentParser, namespace: Namespace) -> str:
+def _dump(parser: ArgumentParser, namespace: Namespace, outside: set[str]) -> str:
     namespace = namespace.clone()
-    for name in ("config", "local_rank"):
+    for name in outside:
         namespace.pop(name, None)
     return parser.dump(namespace, skip_validation=True)
 

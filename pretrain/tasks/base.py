@@ -75,6 +75,18 @@ class Task(ABC):
     def save_pretrained(self, model: nn.Module, state_dict: Mapping[str, Tensor], directory: Path) -> None:
         """Writes weights and everything needed to load the model without this run (configuration, tokenizer)."""
 
+    def blank_model(self) -> nn.Module:
+        """The model of a run that is only planned: its shape counts, its values do not.
+
+        Called with torch's meta device as the default one. The default serves tasks that build without their data.
+        """
+        return self.build_model(0)
+
+    def example_batch(self, size: int) -> Batch:
+        """A micro-batch as large as those of training, for a plan. The default takes the first samples there are."""
+        source = self.training_sources()[0][0]
+        return self.collate([source.sample(index % len(source)) for index in range(size)])
+
     def load_model(self, directory: Path) -> nn.Module:
         """The model that `save_pretrained` wrote. The default serves tasks whose weights are one model.safetensors."""
         model = self.build_model(0)

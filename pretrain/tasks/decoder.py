@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.logging import disable_progress_bar
 
 from arch import ModelConfigError, PanguPiForCausalLM, count_flops, count_parameters, load_causal_lm, load_model_config
@@ -32,6 +34,7 @@ from pretrain.tasks.base import LossOutput, Task, seeded_build
 from pretrain.teacher import Teacher
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+MASKLESS = "sdpa_without_mask"
 
 
 class DecoderTask(Task):
@@ -54,6 +57,8 @@ class DecoderTask(Task):
 
     accuracy = False
     """Whether to log how often the label is the most likely token."""
+    document_mask = False
+    """Whether documents of a packed row are hidden from each other."""
 
     def __init__(
         self,
@@ -150,6 +155,19 @@ class DecoderTask(Task):
             return seeded_build(self.new_model, seed)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(f"task.attention {self.attention!r} or the model's shape: {error}") from error
+
+    def blank_model(self) -> nn.Module:
+        """Needs no shards, no weights, no attention package: flash and flex attention are fused and have no mask."""
+        masked = self.attention == "sdpa" and self.document_mask
+        if not masked and self.attention != "eager":
+            AttentionInterface.register(MASKLESS, sdpa_attention_forward)  # known to have no mask, as it has none
+        self.model_config._attn_implementation = self.attention if masked or self.attention == "eager" else MASKLESS
+        return seeded_build(self.new_model, 0)
+
+    def example_batch(self, size: int) -> Batch:
+        length = self.units_per_sample()[0]
+        zeros_S = np.zeros(length, dtype=np.int64)
+        return self.collate([{"input_ids": zeros_S, "labels": zeros_S, "position_ids": zeros_S}] * size)
 
     def new_model(self) -> nn.Module:
         """A model of the task's shape, drawn from torch's global generator."""

@@ -133,6 +133,14 @@ class VisualTokenizerTask(Task):
 
         return seeded_build(build, seed)
 
+    def blank_model(self) -> nn.Module:
+        """Its codebook is not started from images."""
+        return seeded_build(lambda: VqModel(self.model_config), 0)
+
+    def example_batch(self, size: int) -> Batch:
+        side = self.model_config.image_size
+        return self.collate([{"image": np.zeros((3, side, side), dtype=np.uint8)}] * size)
+
     def _initialise_codebook(self, model: VqModel) -> None:
         """The same on every rank: the images depend on their number alone, and the draws on the seed."""
         count = min(self.initial_images, len(self._train_source))

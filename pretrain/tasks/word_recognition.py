@@ -140,6 +140,17 @@ class WordRecognitionTask(Task):
                 raise ConfigurationError(f"task.initial_weights: {path}: {error}") from None
         return model
 
+    def blank_model(self) -> nn.Module:
+        return seeded_build(self._new_model, 0)
+
+    def example_batch(self, size: int) -> Batch:
+        """Words as long as labels may be, the most that a batch can need."""
+        word = self.tokenizer.characters[0] * self.model_config.max_length
+        ids = self.tokenizer.encode(word, self.model_config.max_length + 2)
+        height, width = self.model_config.image_shape
+        image = np.zeros((3, height, width), dtype=np.uint8)
+        return self.collate([{"image": image, "ids": ids}] * size)
+
     def collate(self, samples: list[dict[str, np.ndarray]]) -> Batch:
         ids_BP = np.stack([sample["ids"] for sample in samples])
         longest = int((ids_BP != self.tokenizer.pad).sum(axis=1).max())

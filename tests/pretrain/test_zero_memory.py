@@ -1,0 +1,69 @@
+"""ZeRO's states against the formulas of its paper, and against what each stage promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pretrain.activation_memory import ActivationMemory
+from pretrain.zero_memory import Moment, Setting, States, host_bytes, peak_moment
+
+COUNT = 7_500_000_000  # the model of ZeRO's figure 1, on 64 ranks
+STATES = States(parameters=COUNT, frozen=0, largest_group=COUNT, small=0)
+NOTHING = ActivationMemory(0, 0, 0, 0, 0)
+BUCKET = {"reduce_bucket_size": 500_000_000}
+GB = 1e9
+
+
+def at(stage: int, ranks: int = 64, **changes: object) -> Setting:
+    return replace(Setting(stage, ranks, weight_bytes=2, accumulation=8, zero=BUCKET), **changes)  # type: ignore[arg-type]
+
+
+def peak(setting: Setting, activations: ActivationMemory = NOTHING) -> Moment:
+    return peak_moment(setting, STATES, activations)
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(1, 31.4), (2, 16.6), (3, 1.9)])
+def test_states_are_those_of_the_paper(stage, gigabytes):
+    """Figure 1: weights, gradients and optimizer states; the paper has no buckets, copies and gathered weights."""
+    whole = at(stage, zero=BUCKET | {"stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0})
+    moment = peak(whole, ActivationMemory(0, 2e9, 2e9, 0, 0))
+    found = moment.weights + moment.gradients + moment.optimizer
+    extra = 2 * COUNT / 64 if stage == 2 else 0  # the partition of earlier micro-batches besides the new one
+    assert moment.name == "backward" and found - extra == pytest.approx(gigabytes * GB, rel=0.02)  # the paper rounds
+
+
+def test_stages_need_less_and_less_on_many_ranks_and_fp32_more():
+    totals = [peak(at(stage)).total for stage in (1, 2, 3)]
+    assert totals == sorted(totals, reverse=True) and totals[2] < 0.5 * totals[0]
+    for stage in (1, 2, 3):
+        assert peak(at(stage, ranks=128)).total < peak(at(stage)).total < peak(at(stage, weight_bytes=4)).total
+
+
+def test_without_zero_the_ranks_do_not_help():
+    one, many = (peak(at(0, ranks=ranks, weight_bytes=4)) for ranks in (1, 64))
+    assert one == many
+    assert one.weights + one.gradients + one.optimizer == 16 * COUNT
+
+
+def test_accumulated_gradients_are_there_before_the_last_backward():
+    activations = ActivationMemory(kept=8e9, peak=9e9, peak_with_gradients=10e9, gradients_at_peak=2e9, logits=0)
+    alone, several = (peak(at(1, accumulation=count), activations) for count in (1, 8))
+    assert several.gradients == 2 * COUNT and several.activations == 9e9
+    assert alone.total < several.total
+
+
+def test_offloading_moves_the_optimizer_to_the_host():
+    setting = at(2, offload_optimizer=True)
+    assert host_bytes(at(2), STATES) == 0 and peak(setting).optimizer == 0
+    assert host_bytes(setting, STATES) == pytest.approx((4 + 8 + 4 + 2) * COUNT / 64)
+    both = at(3, offload_optimizer=True, offload_parameters=True)
+    assert host_bytes(both, STATES) > host_bytes(at(3, offload_optimizer=True), STATES)
+    assert peak(both).weights < peak(at(3)).weights
+
+
+def test_stage_3_gathers_what_is_used_again_soon_and_nothing_on_one_rank():
+    far, near = (peak(at(3, zero=BUCKET | {"stage3_max_reuse_distance": distance})) for distance in (10**9, 10**7))
+    assert far.total - near.total == pytest.approx(2 * (10**9 - 10**7) / 2)
+    assert peak(at(3, ranks=1)).weights == 2 * COUNT
