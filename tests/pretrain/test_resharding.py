@@ -1,7 +1,7 @@
 """Another number of ranks, another ZeRO stage: the run goes on with the same batches, to the same losses and weights.
 
-Every pair of numbers of ranks from 1 to 4, and every pair of stages, each pair of one with one pair of the other. A
-launch trains all runs that have its number of ranks.
+Every pair of stages and every pair of 1 to 3 ranks, with both optimizers. A launch trains all runs that have its number
+of ranks; a single rank is this process.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from pretrain.command_line import parse
+from pretrain.trainer import train
 from tests.pretrain.conftest import deepspeed_command, launch, rows
 
-RANKS, STAGES = (1, 2, 3, 4), (0, 1, 2, 3)
+RANKS, STAGES = (1, 2, 3), (0, 1, 2, 3)
 BATCH, FIRST, STEPS = 12, 4, 10
+RANK_PAIRS, STAGE_PAIRS = list(product(RANKS, RANKS)), list(product(STAGES, STAGES))
 CHANGES = [
-    ((before, (before + after) % 4), (after, (before + 2 * after) % 4), ("adamw", "muon")[(before + after // 2) % 2])
-    for before, after in product(RANKS, RANKS)
+    ((RANK_PAIRS[n % 9][0], before), (RANK_PAIRS[n % 9][1], after), ("adamw", "muon")[n % 2])
+    for n, (before, after) in enumerate(STAGE_PAIRS)
 ]
 """((ranks, stage) of the first part, of the second, optimizer)."""
 SECONDS = 600
@@ -39,6 +43,11 @@ def run_all(folder: Path, name: str, plans: list[tuple[int, list[str]]]) -> None
     """Trains command lines, those of one number of ranks in one launch."""
     for ranks in RANKS:
         lines = [line for number, line in plans if number == ranks]
+        if ranks == 1:
+            with torch._dynamo.config.patch(disable=True):  # Muon would be compiled
+                for line in lines:
+                    train(parse(line)[0])
+            continue
         plan, log = folder / f"{name}{ranks}.json", folder / f"{name}{ranks}.log"
         plan.write_text(json.dumps(lines))
         command = deepspeed_command("tests/pretrain/train_several.py", str(plan), ranks=ranks)
@@ -62,8 +71,8 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_pair_of_ranks_and_of_stages_is_there() -> None:
-    for which in (0, 1):
-        assert len({(before[which], after[which]) for before, after, _ in CHANGES}) == 16
+    assert {(before[0], after[0]) for before, after, _ in CHANGES} == set(RANK_PAIRS)
+    assert {(before[1], after[1]) for before, after, _ in CHANGES} == set(STAGE_PAIRS)
     assert {optimizer for _, _, optimizer in CHANGES} == {"adamw", "muon"}
 
 
