@@ -6,7 +6,7 @@
         engine/                         DeepSpeed's own files: optimizer states and master weights of every rank
         meta.json                       position, identity of data and model, SHA-256 of every other file
     checkpoints/latest                  name of the newest one, replaced atomically
-    checkpoints/whole_00000100/         made from engine/ when the run goes on with other ranks or at another ZeRO stage
+    checkpoints/whole_00000100_1f0c.../ made from engine/ when the run goes on with other ranks or at another ZeRO stage
 
 A kill at any moment leaves either a complete directory or one that ends in `.tmp`, which nobody reads and the next save
 removes. Resume takes the newest directory whose files match their checksums and says which ones it passed over.
@@ -207,7 +207,8 @@ class Checkpoints:
 
     def _load_whole(self, engine: Engine, saved: Saved) -> None:
         """Restores what other ranks, or another ZeRO stage, have written: whole tensors, which rank 0 makes once."""
-        whole = self.directory / f"{WHOLE}_{saved.position.step:08d}"
+        # Named by content too: the same step of a run that was started over is another checkpoint.
+        whole = self.directory / f"{WHOLE}_{saved.position.step:08d}_{fingerprint(saved.meta['sha256'])[:12]}"
         names = [name for group in engine.groups for name in group.parameter_names]
         stage, ranks = saved.meta["zero_stage"], saved.meta["world_size"]
 

@@ -1,8 +1,8 @@
 """A checkpoint's engine state by parameter, whole: for a run that goes on with other ranks or at another ZeRO stage.
 
     step_00000100/engine/*.pt          this stage's partitions, one file per rank
-      --> whole_00000100/00001.safetensors ...   {"exp_avg/layers.0.weight": the whole tensor, ...}
-          whole_00000100/meta.json               SHA-256 of every file
+      --> whole_00000100_.../00001.safetensors ...   {"exp_avg/layers.0.weight": the whole tensor, ...}
+          whole_00000100_.../meta.json                   SHA-256 of every file
 
     stage 0     optimizer state by parameter, in the order of the groups
     stage 1, 2  each group is one flat vector, cut into as many parts as there are ranks; a parameter may cross a cut
@@ -100,7 +100,7 @@ class WholeState:
     def __enter__(self) -> WholeState:
         for path in sorted(self.folder.glob("*.safetensors")):
             file = self._files.enter_context(safe_open(path, "pt"))
-            self._where |= dict.fromkeys(file.keys(), file)  # not a mapping
+            self._where |= dict.fromkeys(file.keys(), file)
         return self
 
     def __exit__(self, *_: object) -> None:
