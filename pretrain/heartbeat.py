@@ -104,7 +104,9 @@ class Heartbeat:
         if self._thread is None:
             return
         if kind is not None:
-            # No leave is taken: this rank's silence is news to the others. An error of torch's names an address only.
+            # No leave is taken, and no beat hides it if this process hangs at its end: silence is news to the others.
+            self._done.set()
+            # An error of torch's names an address only.
             if issubclass(kind, RuntimeError) and BROKEN_CONNECTION.search(str(error)):
                 raise PeerLost(self._broken(str(error))) from error
             return
