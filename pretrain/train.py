@@ -28,13 +28,19 @@ def main() -> int:
             print(f"train.py: {error}", file=sys.stderr)
         return 2
     if first:
+        from pretrain.run_lock import RunLock
+
         try:
+            lock = RunLock(Path(config.output))
             write_config(Path(config.output), text)
         except OSError as error:
             print(
                 f"train.py: output {config.output}: {error.strerror}; it must be a folder to write to", file=sys.stderr
             )
             return 2
+        except ConfigurationError as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return 1
 
     import torch.distributed as dist
 
@@ -56,6 +62,7 @@ def main() -> int:
         os._exit(1)
     if first:
         print(f"{outcome.value}: {config.output}", flush=True)
+        lock.release()
     dist.destroy_process_group()
     return 0
 
