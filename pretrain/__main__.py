@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser
 
 from data_pipeline import DataError
-from pretrain import plan_report, quickstart, quickstart_ocr, quickstart_vision
+from pretrain import plan_report, quickstart, quickstart_ocr, quickstart_vision, status_report
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import StepFailed
 from pretrain.walkthrough import Walkthrough
-from tokenizer.command_line import add_config_arguments, make_config
+from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
 
-PLAN = "plan"
+PLAN, STATUS = "plan", "status"
 
 
 class Command(NamedTuple):
@@ -72,7 +72,10 @@ def main() -> int:
     for name, command in COMMANDS.items():
         subcommands.add_subcommand(name, command.parser(), help=command.summary)
     subcommands.add_subcommand(PLAN, ArgumentParser(description=plan_report.SUMMARY), help=plan_report.SUMMARY)
+    subcommands.add_subcommand(STATUS, _status_parser(), help=status_report.SUMMARY)
     parsed = parser.parse_args()
+    if parsed.command == STATUS:
+        return _status(parser, parsed[STATUS].as_dict())
     try:
         print(COMMANDS[parsed.command](parser, parsed[parsed.command].as_dict()))
     except (StepFailed, ConfigurationError, OSError) as error:
@@ -86,6 +89,27 @@ def _plan(arguments: list[str]) -> int:
         print(plan_report.run(arguments))
     except (ConfigurationError, DataError, OSError) as error:
         print(f"{PLAN}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _status_parser() -> ArgumentParser:
+    arguments = ArgumentParser(description=status_report.SUMMARY)
+    arguments.add_argument("run", type=str, help="run directory")
+    add_config_arguments(arguments, status_report.StatusConfig, config_file=False, skip={"run"})
+    return arguments
+
+
+def _status(parser: ArgumentParser, options: dict[str, Any]) -> int:
+    config = make_config(parser, status_report.StatusConfig, options)
+    clear = "\033[H\033[J" if config.watch and sys.stdout.isatty() and not config.json else ""
+    try:
+        for text in status_report.show(config):
+            print(f"{clear}{text}", flush=True)
+    except KeyboardInterrupt:
+        return end_interrupted(STATUS)
+    except ConfigurationError as error:
+        print(f"{STATUS}: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -30,8 +30,11 @@ SMALLEST = {
     "validation.every": 1,
     "validation.samples": 1,
     "telemetry.every": 1,
+    "telemetry.straggler_ratio": 1,
     "guards.max_consecutive_skips": 1,
     "guards.max_rollbacks": 0,
+    "guards.spike_sigmas": 1,
+    "guards.spike_steps": 1,
     "distributed.silence_seconds": 1,
     "distributed.timeout_seconds": 1,
     "rounds.count": 1,
@@ -118,12 +121,19 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What happens when the numbers stop being numbers."""
+    """What happens when the numbers stop being numbers, or leave their course."""
 
     max_consecutive_skips: int = 5
     """Steps with non-finite gradients in a row before rolling back to the last checkpoint."""
     max_rollbacks: int = 3
     """Rollbacks before the run gives up with an error."""
+    spike_sigmas: float | None = 10.0
+    """A loss this many robust standard deviations above the median of the last 100 is a spike, and noted; None looks
+    for none."""
+    spike_steps: int = 3
+    """Spikes in a row before rolling back, or before the new level is taken for the course."""
+    spike_rollback: bool = False
+    """Roll back after spikes too. No checkpoint is made while their number is open."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,9 @@ class TelemetryConfig:
     """Weights & Biases project; None does not use it."""
     peak_tflops: float | None = None
     """Peak TFLOP/s of one rank for MFU; None takes the known device's or measures a matrix product."""
+    straggler_ratio: float = 1.5
+    """A rank that takes this many times the median rank's seconds for its data or its forward passes, in three rows
+    one after the other, is noted by name."""
     progress_bar: bool = True
     """Show a progress bar with an ETA on rank 0."""
 
@@ -224,7 +237,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
     guards: GuardConfig = field(default_factory=GuardConfig)
-    """Non-finite values."""
+    """Non-finite values and loss spikes."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Silent hosts and stalled collectives."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)

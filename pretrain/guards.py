@@ -1,24 +1,60 @@
-"""Guards around the loop: stop signals and runs of non-finite steps."""
+"""Guards around the loop: when to leave, and when the numbers have gone wrong so far that a run must go back.
+
+    SIGTERM, SIGINT, the launcher gone      the step is finished, a checkpoint saved, exit code 0
+    non-finite gradients                    the update is skipped; several in a row: back to the last checkpoint
+    a loss far above its recent course      noted; several in a row, and if asked for: back to the last checkpoint
+
+After going back, the data continue behind the batches that led astray, so the run does not meet them again.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+from collections import deque
+from collections.abc import Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pretrain.config import GuardConfig
 from pretrain.errors import TrainingDiverged
+
+WINDOW = 100
+"""Losses that make the recent course."""
+REPLAYED = 4 * WINDOW
+"""Losses that bring a continued run to the course it had."""
+FEWEST = 20
+"""Losses that are needed before one can stand out."""
+SMALLEST_SIGMA = 0.01
+"""The robust standard deviation counts as at least this share of the median: a flat course is no excuse for noise."""
+NORMAL_QUARTILE = 0.6745
+"""Upper quartile of the standard normal distribution, in standard deviations."""
 
 
 class StopSignal:
     """Remembers SIGTERM and SIGINT, so that the loop ends its step, saves and leaves with exit code 0.
 
     A second signal acts at once, as if there were no guard.
+
+    Args:
+        launched: a launcher started this process as one of several ranks, and its end is a signal too: nobody else
+            would ever end the others.
     """
 
-    def __init__(self) -> None:
-        self.received: str | None = None
+    def __init__(self, launched: bool = False) -> None:
+        self._signal: str | None = None
         self._previous: dict[int, Any] = {}
+        self._launcher = os.getppid() if launched else None
+
+    @property
+    def received(self) -> str | None:
+        """What asks this process to stop, in words; None if nothing does."""
+        if self._signal is None and self._launcher is not None and os.getppid() != self._launcher:
+            return f"the launcher (process {self._launcher}) is gone"
+        return self._signal
 
     def __enter__(self) -> StopSignal:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -30,34 +66,92 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        self._signal = signal.Signals(number).name
         signal.signal(number, self._previous[number])
 
 
-class NonFiniteGuard:
-    """Counts skipped steps in a row and says when to roll back."""
+class Verdict(NamedTuple):
+    """What the guard says about a step."""
+
+    event: tuple[str, str] | None = None
+    """Its kind and detail, where something is to be noted."""
+    roll_back: bool = False
+    """Whether to go back to the last checkpoint."""
+
+
+class DivergenceGuard:
+    """Counts non-finite and spiking steps in a row and says when to go back.
+
+    A step *spikes* if its loss lies more than `spike_sigmas` robust standard deviations, (q75 - median) / 0.6745, above
+    the median of the last 100 losses that did not. It is a pure function of the losses: all ranks, and a run that was
+    continued, come to the same verdicts (which is why losses are rounded as they are recorded). What it costs: sorting
+    100 numbers per step.
+    """
 
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
-        self.consecutive = 0
         self.rollbacks = 0
+        self._non_finite = self._spikes = 0
+        self._course: deque[float] = deque(maxlen=WINDOW)
 
-    def must_roll_back(self, applied: bool) -> bool:
-        """Takes whether the last update was applied; True after `max_consecutive_skips` skips in a row.
+    @property
+    def watching(self) -> bool:
+        """Whether spikes may still lead back: no checkpoint should be made of these steps."""
+        return self.config.spike_rollback and self._spikes > 0
+
+    def begin(self, losses: Iterable[float]) -> None:
+        """Starts with the course of a run's last losses, oldest first, and no step counted."""
+        self._course.clear()
+        for loss in losses:
+            self._follow(loss)
+        self._non_finite = self._spikes = 0
+
+    def look(self, data_step: int, applied: bool, loss: float) -> Verdict:
+        """The verdict on the step that took batch `data_step`: whether its update was applied, and its mean loss.
 
         Raises:
-            TrainingDiverged: `max_rollbacks` are used up.
+            TrainingDiverged: it is time to go back, but `max_rollbacks` are used up.
         """
-        self.consecutive = 0 if applied else self.consecutive + 1
-        if self.consecutive < self.config.max_consecutive_skips:
+        config = self.config
+        self._non_finite = 0 if applied else self._non_finite + 1
+        if not applied:
+            noted = ("skip", f"non-finite gradients in batch {data_step}")
+            return Verdict(noted, self._go_back(self._non_finite, config.max_consecutive_skips, "non-finite gradients"))
+        usual = self._follow(loss)
+        if usual is None:
+            return Verdict()
+        noted = ("spike", f"loss {loss:.4g} in batch {data_step}, usual until now: {usual:.4g}")
+        if config.spike_rollback:
+            return Verdict(noted, self._go_back(self._spikes, config.spike_steps, "a loss far above its course"))
+        if self._spikes < config.spike_steps:
+            return Verdict(noted if self._spikes == 1 else None)
+        self.begin([])  # this is the course now
+        return Verdict(("spike", f"the loss has risen from {usual:.4g} to {loss:.4g} and stays there"))
+
+    def _follow(self, loss: float) -> float | None:
+        """Takes one loss into the course; if it spikes, counts it and returns the median instead."""
+        if not math.isfinite(loss):
+            return None
+        loss = float(np.float32(loss))
+        if self.config.spike_sigmas is not None and len(self._course) >= FEWEST:
+            ascending = sorted(self._course)
+            median, upper = ascending[len(ascending) // 2], ascending[len(ascending) * 3 // 4]
+            sigma = max((upper - median) / NORMAL_QUARTILE, SMALLEST_SIGMA * abs(median))
+            if loss > median + self.config.spike_sigmas * sigma:
+                self._spikes += 1
+                return median
+        self._spikes = 0
+        self._course.append(loss)
+        return None
+
+    def _go_back(self, in_a_row: int, limit: int, what: str) -> bool:
+        if in_a_row < limit:
             return False
         if self.rollbacks == self.config.max_rollbacks:
             raise TrainingDiverged(
-                f"gradients were non-finite in {self.consecutive} steps in a row, also after "
-                f"{self.rollbacks} rollbacks; "
+                f"{what} in {in_a_row} steps in a row, also after {self.rollbacks} rollbacks; "
                 "lower optimizer.lr, check the data of these steps with `python -m data_pipeline replay`, "
                 "or raise guards.max_rollbacks"
             )
         self.rollbacks += 1
-        self.consecutive = 0
         return True

@@ -32,6 +32,7 @@ from types import TracebackType
 from pretrain.config import DistributedConfig
 from pretrain.distributed import World
 from pretrain.errors import PeerLost
+from pretrain.run_status import FAILED, RunStatus
 
 BEATS_PER_LIMIT = 10
 LONGEST_PAUSE = 15.0
@@ -41,6 +42,8 @@ PATIENCE = 10.0
 LEAVING = "leaving"
 """The phase of a last beat: the rank is done and will be silent for good reason."""
 STEP = "step"
+SHOWN = 8
+"""Ranks in the status file: those that were last heard of longest ago."""
 BROKEN_CONNECTION = re.compile(
     "Connection (closed|reset) by peer|Broken pipe|No route to host|Network is unreachable|Timed out waiting|"
     "ncclRemoteError",
@@ -67,8 +70,8 @@ class Heartbeat:
     Collective when made: the ranks exchange where their beats are to be sent. Alone in the world it does nothing.
     """
 
-    def __init__(self, world: World, config: DistributedConfig, run: Path) -> None:
-        self.world, self.config, self.run = world, config, run
+    def __init__(self, world: World, config: DistributedConfig, run: Path, status: RunStatus) -> None:
+        self.world, self.config, self.run, self.status = world, config, run, status
         self.pause = min(config.silence_seconds / BEATS_PER_LIMIT, LONGEST_PAUSE)
         self.seen: dict[int, Seen] = {}
         self._phase, self._step, self._since = "start", 0, time.monotonic()
@@ -120,6 +123,7 @@ class Heartbeat:
     def enter(self, phase: str, step: int) -> None:
         """Says what the main thread does now; `step` counts finished optimizer steps."""
         self._phase, self._step, self._since, self._noted = phase, step, time.monotonic(), False
+        self.status.update(urgent=phase != STEP, phase=phase, step=step)
 
     @property
     def where(self) -> str:
@@ -142,6 +146,7 @@ class Heartbeat:
                 for seen in self.seen.values():
                     seen.at = now
             judged = now
+            self._tell(now)
             self._judge(now)
 
     def _beat(self) -> None:
@@ -169,6 +174,16 @@ class Heartbeat:
             rank = beat["rank"]
             self.seen[rank] = Seen(time.monotonic(), beat["where"], beat["leaving"])
             self._addresses[rank] = (sender[0], self._addresses[rank][1])  # the way that is known to work
+
+    def _tell(self, now: float) -> None:
+        """The ranks that were heard of longest ago, into the status file."""
+        longest = sorted(self.seen, key=lambda rank: self.seen[rank].at)[:SHOWN]
+        heard = [
+            {"rank": rank, "host": self.world.peers[rank].host, "seconds": round(now - seen.at, 1), "where": seen.where}
+            for rank in longest
+            for seen in [self.seen[rank]]
+        ]
+        self.status.update(heard=heard)
 
     def _judge(self, now: float) -> None:
         limit = self.config.silence_seconds
@@ -214,6 +229,7 @@ class Heartbeat:
     def _end(self, text: str) -> None:
         """Leaves the main thread in its collective, where nothing else could fetch it from."""
         self._say(text)
+        self.status.end(FAILED, text)
         os._exit(1)
 
     def _broken(self, error: str) -> str:

@@ -77,6 +77,14 @@ class LossRecord:
                 pairs.append(np.stack([samples_2B[0] / samples_2B[1], samples_2B[1]]))
         self._pending.append(pairs)
 
+    def recent(self, data_step: int, count: int) -> list[float]:
+        """Mean losses of the last `count` batches of this round before `data_step`, as far as they are on disk."""
+        if not self.enabled:
+            return []
+        end = data_step - self._round_began
+        losses_N, _ = self._files[0].read(max(0, end - count), end)
+        return losses_N.tolist()
+
     def flush(self) -> None:
         """Forces what was collected to disk."""
         if not self._pending:

@@ -1,4 +1,4 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard, Weights & Biases, a progress bar. Rank 0 only.
+"""What a run says about itself: metrics.jsonl, status, TensorBoard, Weights & Biases, a progress bar. Rank 0 only.
 
 Every row of metrics.jsonl has `kind` (train, valid, eval, event; rescoring and round between two rounds), `step` and
 `seconds` (wall clock of this process). On resume the rows after the resumed step are dropped, because those steps are
@@ -16,13 +16,17 @@ from typing import Any
 from tqdm import tqdm
 
 from pretrain.config import TelemetryConfig
+from pretrain.run_status import RunStatus
 
 
 class Telemetry:
     """Writes rows everywhere they are wanted; a disabled one (other ranks) does nothing."""
 
-    def __init__(self, directory: Path, config: TelemetryConfig, total_steps: int, enabled: bool) -> None:
+    def __init__(
+        self, directory: Path, config: TelemetryConfig, total_steps: int, enabled: bool, status: RunStatus
+    ) -> None:
         self.directory, self.config, self.total_steps, self.enabled = directory, config, total_steps, enabled
+        self.status = status
         self._started = time.perf_counter()
         self._writer: Any = None
         self._wandb: Any = None
@@ -58,8 +62,9 @@ class Telemetry:
         if not self.enabled:
             return
         seconds = round(time.perf_counter() - self._started, 3)
-        row = {"kind": kind, "step": step, **values, "seconds": seconds}
-        self._file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+        row = _finite({"kind": kind, "step": step, **values, "seconds": seconds})
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.status.row(kind, row)
         scalars = {f"{kind}/{name}": value for name, value in _flatten(values) if isinstance(value, (int, float))}
         if self._writer is not None:
             for name, value in scalars.items():

@@ -54,6 +54,8 @@ class Throughput:
     flops_per_sample: float
     peak_tflops: float
     world_size: int
+    waited: float = 0.0
+    """Seconds that this rank waited for the latest batch."""
     _samples: int = 0
     _seconds: float = 0.0
     _waited: float = 0.0
@@ -63,7 +65,8 @@ class Throughput:
         """The same batches; the time until each is there counts as waiting for data."""
         began = time.perf_counter()
         for batch in batches:
-            self._waited += time.perf_counter() - began
+            self.waited = time.perf_counter() - began
+            self._waited += self.waited
             yield batch
             began = time.perf_counter()
 

@@ -25,10 +25,12 @@ from pretrain.distributed import World, initialise_world
 from pretrain.durable import write_whole
 from pretrain.engine import Engine, accumulation_steps, resolve_precision
 from pretrain.errors import TrainingDiverged
-from pretrain.guards import NonFiniteGuard, StopSignal
+from pretrain.guards import REPLAYED, DivergenceGuard, StopSignal
 from pretrain.heartbeat import STEP, Heartbeat
 from pretrain.loss_record import LossRecord, in_global_batch
 from pretrain.multi_round import MultiRound
+from pretrain.phase_times import PhaseTimes, StragglerWatch
+from pretrain.run_status import FAILED, RunStatus
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput, peak_tflops
 from pretrain.validation import validate
@@ -64,7 +66,8 @@ class Trainer:
         self.config, self.task = config, config.task
         self.directory = Path(config.output)
         self.world: World = initialise_world(config.distributed.timeout_seconds)
-        self.heartbeat = Heartbeat(self.world, config.distributed, self.directory)
+        self.status = RunStatus(self.directory, config.total_steps, self.world.size, self.world.is_main)
+        self.heartbeat = Heartbeat(self.world, config.distributed, self.directory, self.status)
         # Everything that can be wrong with data and sizes fails here, before anything is allocated.
         sources, weights = self.task.training_sources()
         self.validation = self.task.validation_sources()
@@ -74,11 +77,14 @@ class Trainer:
         # Taken before a model is built, which may complete the task's configuration.
         self.fixed_identity = {"data": self.source.identity(), "task": self.task.identity()}
         self.checkpoints = Checkpoints(self.directory / "checkpoints", config.checkpoint, self.world)
-        self.telemetry = Telemetry(self.directory, config.telemetry, config.total_steps, self.world.is_main)
+        self.telemetry = Telemetry(
+            self.directory, config.telemetry, config.total_steps, self.world.is_main, self.status
+        )
         self.rounds = MultiRound(config, self.order, self.source, self.world, self.telemetry)
         samples = config.rounds.count > 1 and (config.rounds.unit, config.rounds.loss_source) == ("sample", "log")
         self.record = LossRecord(self.directory, samples, self.world.is_main)
-        self.guard = NonFiniteGuard(config.guards)
+        self.guard = DivergenceGuard(config.guards)
+        self.phases, self.stragglers = PhaseTimes(self.world.device), StragglerWatch(config.telemetry.straggler_ratio)
         dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
         measured, self.peak_source = peak_tflops(self.world.device, dtype)
         self.units, self.unit = self.task.units_per_sample()
@@ -88,8 +94,17 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Trains until the last step, a stop signal, or an error; rolls back where the guard says so."""
+        try:
+            outcome = self._run()
+        except BaseException as error:
+            self.status.end(FAILED, f"{type(error).__name__}: {error}")
+            raise
+        self.status.end(outcome.value)
+        return outcome
+
+    def _run(self) -> Outcome:
         resume_from: int | None = None
-        with StopSignal() as stop, self.heartbeat:
+        with StopSignal(launched=self.world.size > 1) as stop, self.heartbeat:
             check_shared_output(self.world, self.directory)
             held_out = {name: source.identity() for name, source in self.validation.items()}
             agree_on_data(self.world, self._identity() | {"held out": held_out})
@@ -98,6 +113,7 @@ class Trainer:
                 engine = Engine(self.config, self.task, self.world)
                 position = self._restore(engine, resume_from)
                 self._describe()
+                self.status.update(first_step=position.step)
                 self.telemetry.open(position.step)
                 try:
                     self._audit(engine, position)
@@ -115,6 +131,7 @@ class Trainer:
         """The rest of this round and those after it; between two rounds the units of the next are chosen."""
         for number in range(self.rounds.number(position.step), self.config.rounds.count + 1):
             self.record.begin(number, self.rounds.begin_data(number))
+            self.guard.begin(self.world.gather(self.record.recent(position.data_step, REPLAYED))[0])
             outcome = self._loop(engine, position, stop, number)
             if outcome is not Outcome.FINISHED or number == self.config.rounds.count:
                 return outcome
@@ -128,20 +145,23 @@ class Trainer:
     def _loop(self, engine: Engine, position: Position, stop: StopSignal, number: int) -> Outcome:
         """The loop of round `number`. `position` moves with it."""
         config, telemetry, last = self.config, self.telemetry, self.rounds.last(number)
+        overdue = False
         self.heartbeat.enter(STEP, position.step)
         for batches in self.throughput.awaiting(self._loader(position, last)):
             self.throughput.start()
             rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
             step = self._step(engine, batches, position)
             self.record.add(position.data_step, step.loss, step.weight, step.samples_2B)
+            verdict = self.guard.look(position.data_step, step.applied, step.loss)
             position.step, position.data_step = position.step + 1, position.data_step + 1
             position.skipped += not step.applied
             self.throughput.stop(config.batch.size)
+            self.phases.step(self.throughput.waited)
             done = position.step == last
 
-            if not step.applied:
-                telemetry.event(position.step, "skip", f"non-finite gradients in batch {position.data_step - 1}")
-            if self.guard.must_roll_back(step.applied):
+            if verdict.event is not None:
+                telemetry.event(position.step, *verdict.event)
+            if verdict.roll_back:
                 return self._roll_back(position)
             if position.step % config.telemetry.every == 0 or done:
                 self._log(position, step, rate, engine.gradient_norm, self.rounds.label(number))
@@ -153,7 +173,9 @@ class Trainer:
                 if position.step % hook.every == 0 or done:
                     self._evaluate(engine, position, hook)
             stopping = bool(self.world.sum([float(stop.received is not None)])[0])
-            if position.step % config.checkpoint.every == 0 or done or stopping:
+            due = overdue or position.step % config.checkpoint.every == 0
+            overdue = due and self.guard.watching
+            if (due and not overdue) or done or stopping:
                 self.heartbeat.enter("checkpoint", position.step)
                 self.record.flush()
                 self.checkpoints.save(engine, position, self._identity())
@@ -176,9 +198,12 @@ class Trainer:
         metrics: dict[str, torch.Tensor] = {}
         applied = True
         for batch in batches:
-            output = engine.wrapped({name: tensor.to(self.world.device) for name, tensor in batch.items()})
-            engine.backward(output.total * scale)
-            applied = engine.update()
+            with self.phases.during("forward"):
+                output = engine.wrapped({name: tensor.to(self.world.device) for name, tensor in batch.items()})
+            with self.phases.during("backward"):
+                engine.backward(output.total * scale)
+            with self.phases.during("update"):
+                applied = engine.update()
             totals.append(output.total.detach())
             if self.record.samples:
                 samples.append(torch.stack([output.per_sample, output.per_sample_weight]).double())
@@ -227,8 +252,8 @@ class Trainer:
         """Announces a rollback; the caller reloads the checkpoint and steps over the batches since."""
         if self.checkpoints.find() is None:
             raise TrainingDiverged(
-                f"gradients were non-finite in {self.config.guards.max_consecutive_skips} steps in a row before the "
-                "first checkpoint; lower optimizer.lr or look at the data of these steps"
+                f"training diverged at step {position.step}, before the first checkpoint; lower optimizer.lr or look "
+                "at the data of these steps"
             )
         self.telemetry.event(
             position.step, "rollback", f"to the last checkpoint; data continues at {position.data_step}"
@@ -259,6 +284,9 @@ class Trainer:
 
     def _log(self, position: Position, step: Step, rate: float, norm: float, label: dict[str, int]) -> None:
         rates = self.throughput.read(self.unit)
+        spreads = self.phases.read(self.world)
+        if straggler := self.stragglers.look(spreads, self.world):
+            self.telemetry.event(position.step, "straggler", straggler)
         consumed = {self.unit: position.step * self.config.batch.size * self.units}
         self.telemetry.row(
             "train",
@@ -270,6 +298,7 @@ class Trainer:
             **consumed,
             **rates,
             **label,
+            phases={phase: spread._asdict() for phase, spread in spreads.items()},
         )
         shown = {f"{self.unit}/s": f"{rates[f'{self.unit}_per_second']:,.0f}", "mfu": f"{rates['mfu']:.1%}"}
         self.telemetry.advance(loss=f"{step.loss:.3f}", **shown, **{name: str(value) for name, value in label.items()})

@@ -1,7 +1,7 @@
 """Turns a config dataclass into command-line options: one per field, with the field's docstring as its help."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -9,13 +9,16 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 
-def add_config_arguments(parser: ArgumentParser, config_class: type, config_file: bool = True) -> None:
+def add_config_arguments(
+    parser: ArgumentParser, config_class: type, config_file: bool = True, skip: Collection[str] = ()
+) -> None:
     """Adds an option for every field, and `--config FILE.yaml`; list fields take several values after one name.
 
     Args:
         parser: of one command.
         config_class: a dataclass; the docstring under a field is its help.
         config_file: whether to add `--config`.
+        skip: fields that the command adds in its own way.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     lists = {field.name: field for field in fields(config_class) if "list[" in str(field.type)}
@@ -28,7 +31,7 @@ def add_config_arguments(parser: ArgumentParser, config_class: type, config_file
         default = field.default_factory() if field.default_factory is not MISSING else None
         item = int if "int" in str(field.type) else str
         parser.add_argument(f"--{name}", nargs="+", type=item, required=required, default=default, help=helps[name])
-    parser.add_class_arguments(config_class, skip=set(lists))
+    parser.add_class_arguments(config_class, skip={*lists, *skip})
 
 
 def end_interrupted(command: str) -> int:

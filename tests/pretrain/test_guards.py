@@ -16,7 +16,7 @@ from data_pipeline import Order
 from pretrain.command_line import parse
 from pretrain.config import GuardConfig
 from pretrain.errors import TrainingDiverged
-from pretrain.guards import NonFiniteGuard, StopSignal
+from pretrain.guards import DivergenceGuard, StopSignal
 from pretrain.hooks import EvaluationHook
 from pretrain.trainer import Outcome, train
 from tests.pretrain.conftest import rows
@@ -86,13 +86,13 @@ def test_gives_up_before_the_first_checkpoint_with_advice(tmp_path):
 
 
 def test_gives_up_after_the_last_rollback():
-    guard = NonFiniteGuard(GuardConfig(max_consecutive_skips=2, max_rollbacks=1))
-    assert [guard.must_roll_back(applied) for applied in (False, True, False, False, False)] == [False] * 3 + [
-        True,
-        False,
-    ]
+    guard = DivergenceGuard(GuardConfig(max_consecutive_skips=2, max_rollbacks=1))
+    steps = (False, True, False, False)
+    assert [guard.look(0, applied, 1.0).roll_back for applied in steps] == [False, False, False, True]
+    guard.begin([])
+    assert not guard.look(0, False, 1.0).roll_back
     with pytest.raises(TrainingDiverged, match="after 1 rollbacks"):
-        guard.must_roll_back(False)
+        guard.look(0, False, 1.0)
 
 
 class SignalAtStep(EvaluationHook):

@@ -17,6 +17,7 @@ from pretrain.config import DistributedConfig
 from pretrain.distributed import Peer, World
 from pretrain.errors import PeerLost
 from pretrain.heartbeat import STEP, Heartbeat, Seen
+from pretrain.run_status import RunStatus
 from tests.pretrain.conftest import deepspeed_command, launch
 from tests.pretrain.test_guards import toy
 
@@ -55,7 +56,8 @@ def check_that_a_stopped_rank_is_named(process: subprocess.Popen, run: Path, log
 def watch(tmp_path: Path) -> Heartbeat:
     """The second of two ranks' watch, whose thread does not run; it judges when asked."""
     alone = World.alone("cpu")
-    watching = Heartbeat(alone, DistributedConfig(silence_seconds=10, timeout_seconds=100), tmp_path)
+    status = RunStatus(tmp_path, total_steps=20, ranks=2, enabled=True)
+    watching = Heartbeat(alone, DistributedConfig(silence_seconds=10, timeout_seconds=100), tmp_path, status)
     watching.world = World(1, 2, 0, alone.device, None, (Peer("node-a", "10.0.0.1"), Peer("node-b", "10.0.0.2")))
     return watching
 

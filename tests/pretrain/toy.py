@@ -1,7 +1,8 @@
 """A user's own Task in a hundred lines: the trainer is told about it by import path alone.
 
-A small network that maps bags of tokens to labels, from a source that lives in memory. `poison` makes the loss of the
-samples it names non-finite, for the tests of the guards; `signals` sends this process a signal in the midst of work.
+A small network that maps bags of tokens to labels, from a source that lives in memory. `poison` multiplies the loss of
+the samples it names by `factor`, NaN unless told otherwise, for the tests of the guards; `signals` sends this process a
+signal in the midst of work.
 """
 
 from __future__ import annotations
@@ -49,9 +50,13 @@ class ToyTask(Task):
     """`signals` maps "training" or "frozen" to [n, name]: signal `name` is sent in the n-th such forward pass."""
 
     def __init__(
-        self, size: int = 64, poison: list[int] | None = None, signals: dict[str, list[Any]] | None = None
+        self,
+        size: int = 64,
+        poison: list[int] | None = None,
+        factor: float = float("nan"),
+        signals: dict[str, list[Any]] | None = None,
     ) -> None:
-        self.size, self.poison, self.signals = size, poison or [], signals or {}
+        self.size, self.poison, self.factor, self.signals = size, poison or [], factor, signals or {}
         self.passes = {"training": 0, "frozen": 0}
 
     def build_model(self, seed: int) -> nn.Module:
@@ -75,7 +80,7 @@ class ToyTask(Task):
         per_sample = F.cross_entropy(model(batch["features"]), batch["label"], reduction="none")
         if self.poison:
             bad = torch.isin(batch["index"], torch.tensor(self.poison))
-            per_sample = per_sample * torch.where(bad, float("nan"), 1.0)
+            per_sample = per_sample * torch.where(bad, self.factor, 1.0)
         return LossOutput(
             per_sample.sum(), per_sample.detach(), torch.ones_like(per_sample), {"first": per_sample[0].detach()}
         )
