@@ -9,11 +9,12 @@
 
 Nothing is stored and nothing grows with the data, so resuming costs the same at any step, and world size, micro-batch
 and worker count cannot change what a step trains on: they only cut the batch. An epoch of a source visits each of its
-samples exactly once, and every epoch has another order. A batch may straddle two epochs.
+samples exactly once, and every epoch has another order. A batch may straddle two epochs. The size of the batches may
+change at a step: the stream stays the same and is cut differently from there on.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,16 @@ from data_pipeline.permutation import derive_key, permute
 
 PERIOD = 4096
 """Slots per period: weights are honoured to 1/8192, and exactly over every period."""
+
+
+class Stretch(NamedTuple):
+    """Batches of one size."""
+
+    first_step: int
+    """The first of them."""
+    position: int
+    """Where in the stream it begins."""
+    batch_size: int
 
 
 class Order:
@@ -53,7 +64,7 @@ class Order:
         if batch_size < 1:
             raise OrderError(f"batch_size: expected at least 1, found {batch_size}")
         self.sizes = [int(size) for size in sizes]
-        self.batch_size = int(batch_size)
+        self._stretches = [Stretch(0, 0, int(batch_size))]
         self.seed = int(seed)
         self.round = int(round)
         self.weights = None if weights is None else [float(weight) for weight in weights]
@@ -63,25 +74,58 @@ class Order:
             self._first_slot = np.concatenate([[0], np.cumsum(self._slots)])
 
     @property
+    def batch_size(self) -> int:
+        """Samples of a global batch, in the end."""
+        return self._stretches[-1].batch_size
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps that take as many samples as there are, rounded up."""
         return -(-sum(self.sizes) // self.batch_size)
 
+    def resize(self, step: int, batch_size: int) -> None:
+        """From global batch `step` on, batches hold `batch_size` samples.
+
+        Raises:
+            OrderError: a non-positive size, or batches from `step` on were resized already.
+        """
+        if batch_size < 1 or step < self._stretches[-1].first_step:
+            raise OrderError(f"batches from {step} on cannot be given {batch_size} samples after {self._stretches}")
+        begin = Stretch(step, self.position(step), int(batch_size))
+        kept = [stretch for stretch in self._stretches if stretch.first_step < step]
+        self._stretches = [*kept, begin]
+
+    def restart(self, batch_size: int, changes: Sequence[Sequence[int]] = ()) -> None:
+        """Forgets all sizes for those of another order: its first, and its `batch_changes`, as in `identity`."""
+        self._stretches = [Stretch(0, 0, int(batch_size))]
+        for step, size in changes:
+            self.resize(step, size)
+
+    def position(self, step: int) -> int:
+        """Samples in all batches before global batch `step`."""
+        begun = self._stretch(step)
+        return begun.position + (step - begun.first_step) * begun.batch_size
+
+    def _stretch(self, step: int) -> Stretch:
+        return next(stretch for stretch in reversed(self._stretches) if step >= stretch.first_step)
+
     def identity(self) -> dict[str, Any]:
         """JSON-able description: everything that the batches depend on."""
+        first, *later = self._stretches
+        changes = {"batch_changes": [[begun.first_step, begun.batch_size] for begun in later]} if later else {}
         return {
             "sizes": self.sizes,
-            "batch_size": self.batch_size,
+            "batch_size": first.batch_size,
             "seed": self.seed,
             "weights": self.weights,
             "round": self.round,
-        }
+        } | changes
 
     def batch(self, step: int) -> np.ndarray:
-        """Sample numbers of global batch `step` (from 0): int64 [batch_size]."""
+        """Sample numbers of global batch `step` (from 0): int64 [batch_size], with the size that batches have there."""
         if step < 0:
             raise OrderError(f"step: expected 0 or more, found {step}")
-        position_B = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+        position_B = np.arange(self.position(step), self.position(step + 1), dtype=np.int64)
         if self.weights is None:
             return self._draw(position_B, sum(self.sizes), source=-1)
         source_B, draw_B = self._apportioned(position_B)

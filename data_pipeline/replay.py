@@ -102,6 +102,7 @@ def _open(path: Path) -> tuple[list[ReplaySource], RoundsOrder]:
         sources = OPENERS[kind](content)
         later = [Selection.load(selection_path(path.parent, entry["round"])) for entry in content.get("rounds", [])]
         order = RoundsOrder(content["sizes"], content["batch_size"], content["seed"], content["weights"], later)
+        order.restart(content["batch_size"], content.get("batch_changes", []))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: not the order of a run, as far as can be read ({type(error).__name__}: {error})"

@@ -19,12 +19,12 @@ import torch
 from data_pipeline import Batch, Loader, Mixture, RoundsOrder
 from pretrain.agreement import agree_on_data, check_shared_output
 from pretrain.audit import audit, publish
-from pretrain.checkpoint import Checkpoints, Position
+from pretrain.checkpoint import Checkpoints, Position, Saved
 from pretrain.config import TrainConfig
 from pretrain.distributed import World, initialise_world
 from pretrain.durable import write_whole
 from pretrain.engine import Engine, accumulation_steps, resolve_precision
-from pretrain.errors import TrainingDiverged
+from pretrain.errors import ConfigurationError, TrainingDiverged
 from pretrain.guards import REPLAYED, DivergenceGuard, StopSignal
 from pretrain.heartbeat import STEP, Heartbeat
 from pretrain.loss_record import LossRecord, in_global_batch
@@ -82,6 +82,8 @@ class Trainer:
         )
         self.rounds = MultiRound(config, self.order, self.source, self.world, self.telemetry)
         samples = config.rounds.count > 1 and (config.rounds.unit, config.rounds.loss_source) == ("sample", "log")
+        self.batch_change = ""
+        """What is to be logged about a change of the global batch."""
         self.record = LossRecord(self.directory, samples, self.world.is_main)
         self.guard = DivergenceGuard(config.guards)
         self.phases, self.stragglers = PhaseTimes(self.world.device), StragglerWatch(config.telemetry.straggler_ratio)
@@ -239,10 +241,37 @@ class Trainer:
         position = saved.position if saved else Position()
         self.rounds.reopen(position, saved.meta["identity"]["order"].get("rounds", []) if saved else [])
         if saved is not None:
+            change = self._resume_sizes(saved)
             self.checkpoints.load(engine, saved, self._identity())
+            if change:
+                self.order.resize(position.data_step, self.config.batch.size)
         if resume_from is not None:
             position.data_step = resume_from
         return position
+
+    def _resume_sizes(self, saved: Saved) -> bool:
+        """Gives the order the global batches of a checkpoint; returns whether they are to change from there on.
+
+        Raises:
+            ConfigurationError: they would, but it was not asked for, or the run has several rounds.
+        """
+        then, now = saved.meta["identity"]["order"], self.config.batch.size
+        self.order.restart(then["batch_size"], then.get("batch_changes", []))
+        before = self.order.batch_size
+        if before == now:
+            return False
+        if not self.config.batch.allow_change:
+            raise ConfigurationError(
+                f"batch.size is {now}, but {saved.path} was written with {before}; use that again, or set "
+                f"batch.allow_change to continue with batches of {now} from here on"
+            )
+        if self.config.rounds.count > 1:
+            raise ConfigurationError(
+                f"batch.size is {now}, but {saved.path} was written with {before}, and in a run of several rounds it "
+                "cannot change: later rounds serve what the first one served"
+            )
+        self.batch_change = f"{before} -> {now} samples from batch {saved.position.data_step} on"
+        return True
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint and its continuation must share, as it will be read back."""
@@ -281,13 +310,16 @@ class Trainer:
             self.telemetry.say(publish(rows, self.directory))
         if position.step:
             self.telemetry.event(position.step, "resume", f"data continues at batch {position.data_step}")
+        if self.batch_change:
+            self.telemetry.event(position.step, "batch size", self.batch_change)
+            self.batch_change = ""
 
     def _log(self, position: Position, step: Step, rate: float, norm: float, label: dict[str, int]) -> None:
         rates = self.throughput.read(self.unit)
         spreads = self.phases.read(self.world)
         if straggler := self.stragglers.look(spreads, self.world):
             self.telemetry.event(position.step, "straggler", straggler)
-        consumed = {self.unit: position.step * self.config.batch.size * self.units}
+        consumed = {self.unit: self.order.position(position.data_step) * self.units}
         self.telemetry.row(
             "train",
             position.step,

@@ -154,3 +154,34 @@ def test_impossible_orders_are_refused(arguments: tuple, message: str) -> None:
 def test_negative_steps_are_refused() -> None:
     with pytest.raises(OrderError, match="step: expected 0 or more"):
         Order([5], 2, 0).batch(-1)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=3),
+    stretches=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 40)), min_size=1, max_size=4),
+    weighted=st.booleans(),
+)
+def test_other_batch_sizes_cut_the_same_stream(
+    sizes: list[int], stretches: list[tuple[int, int]], weighted: bool
+) -> None:
+    weights = [1.0] * len(sizes) if weighted else None
+    order = Order(sizes, 7, 3, weights)
+    step = 0
+    for steps, size in stretches:
+        step += steps
+        order.resize(step, size)
+    batches = [order.batch(number) for number in range(step + 3)]
+    expected = np.concatenate([Order(sizes, 1, 3, weights).batch(n) for n in range(order.position(step + 3))])
+    assert np.array_equal(np.concatenate(batches), expected)
+    assert len(batches[-1]) == order.batch_size == stretches[-1][1]
+    again = Order(sizes, 7, 3, weights)
+    again.restart(order.identity()["batch_size"], order.identity().get("batch_changes", []))
+    assert again.identity() == order.identity() and np.array_equal(again.batch(step), order.batch(step))
+
+
+def test_a_batch_that_was_resized_already_is_not_resized_again() -> None:
+    order = Order([10], 4, 1)
+    order.resize(5, 2)
+    for step, size in ((4, 3), (6, 0)):
+        with pytest.raises(OrderError, match="cannot be given"):
+            order.resize(step, size)
