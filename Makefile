@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart ocr vision recipe test lint format benchmarks clean
+.PHONY: venv quickstart ocr vision recipe test faults lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -31,6 +31,10 @@ recipe: venv
 WORKERS ?= 2
 test: venv
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+# Real two-rank runs, hurt at random moments: an hour on two cores, resumable; writes docs/results/faults.md.
+faults: venv
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,10 @@ class Position:
     """Global batches consumed; ahead of `step` by those that a rollback stepped over."""
     skipped: int = 0
     """Steps whose update was skipped because of non-finite gradients."""
+    non_finite: int = 0
+    """Of them, those in a row just now."""
+    spikes: int = 0
+    """Steps in a row just now whose loss is far above its course."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Saved:
     @property
     def position(self) -> Position:
         """Where the run was."""
-        return Position(**{name: self.meta[name] for name in ("step", "data_step", "skipped")})
+        return Position(**{field.name: self.meta.get(field.name, 0) for field in fields(Position)})
 
     @property
     def weights(self) -> str:

@@ -91,20 +91,21 @@ class DivergenceGuard:
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
         self.rollbacks = 0
-        self._non_finite = self._spikes = 0
+        self.non_finite = self.spikes = 0
+        """Steps of either kind in a row until now."""
         self._course: deque[float] = deque(maxlen=WINDOW)
 
     @property
     def watching(self) -> bool:
         """Whether spikes may still lead back: no checkpoint should be made of these steps."""
-        return self.config.spike_rollback and self._spikes > 0
+        return self.config.spike_rollback and self.spikes > 0
 
-    def begin(self, losses: Iterable[float]) -> None:
-        """Starts with the course of a run's last losses, oldest first, and no step counted."""
+    def begin(self, losses: Iterable[float], non_finite: int = 0, spikes: int = 0) -> None:
+        """Starts with the course of a run's last losses, oldest first, and with the steps in a row counted by then."""
         self._course.clear()
         for loss in losses:
             self._follow(loss)
-        self._non_finite = self._spikes = 0
+        self.non_finite, self.spikes = non_finite, spikes
 
     def look(self, data_step: int, applied: bool, loss: float) -> Verdict:
         """The verdict on the step that took batch `data_step`: whether its update was applied, and its mean loss.
@@ -113,18 +114,18 @@ class DivergenceGuard:
             TrainingDiverged: it is time to go back, but `max_rollbacks` are used up.
         """
         config = self.config
-        self._non_finite = 0 if applied else self._non_finite + 1
+        self.non_finite = 0 if applied else self.non_finite + 1
         if not applied:
             noted = ("skip", f"non-finite gradients in batch {data_step}")
-            return Verdict(noted, self._go_back(self._non_finite, config.max_consecutive_skips, "non-finite gradients"))
+            return Verdict(noted, self._go_back(self.non_finite, config.max_consecutive_skips, "non-finite gradients"))
         usual = self._follow(loss)
         if usual is None:
             return Verdict()
         noted = ("spike", f"loss {loss:.4g} in batch {data_step}, usual until now: {usual:.4g}")
         if config.spike_rollback:
-            return Verdict(noted, self._go_back(self._spikes, config.spike_steps, "a loss far above its course"))
-        if self._spikes < config.spike_steps:
-            return Verdict(noted if self._spikes == 1 else None)
+            return Verdict(noted, self._go_back(self.spikes, config.spike_steps, "a loss far above its course"))
+        if self.spikes < config.spike_steps:
+            return Verdict(noted if self.spikes == 1 else None)
         self.begin([])  # this is the course now
         return Verdict(("spike", f"the loss has risen from {usual:.4g} to {loss:.4g} and stays there"))
 
@@ -138,9 +139,9 @@ class DivergenceGuard:
             median, upper = ascending[len(ascending) // 2], ascending[len(ascending) * 3 // 4]
             sigma = max((upper - median) / NORMAL_QUARTILE, SMALLEST_SIGMA * abs(median))
             if loss > median + self.config.spike_sigmas * sigma:
-                self._spikes += 1
+                self.spikes += 1
                 return median
-        self._spikes = 0
+        self.spikes = 0
         self._course.append(loss)
         return None
 

@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pretrain.checkpoint import list_checkpoints
 from pretrain.errors import ConfigurationError
 from pretrain.run_status import NAME, RUNNING
@@ -84,12 +86,11 @@ def read(run: Path) -> dict[str, Any]:
 
 def _alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE  # dead, and nobody has asked how it died
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        pass  # somebody else's, but there
-    return True
+    except psutil.AccessDenied:
+        return True  # somebody else's, but there
 
 
 def describe(status: Mapping[str, Any], run: Path) -> str:

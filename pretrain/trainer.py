@@ -133,7 +133,8 @@ class Trainer:
         """The rest of this round and those after it; between two rounds the units of the next are chosen."""
         for number in range(self.rounds.number(position.step), self.config.rounds.count + 1):
             self.record.begin(number, self.rounds.begin_data(number))
-            self.guard.begin(self.world.gather(self.record.recent(position.data_step, REPLAYED))[0])
+            losses = self.world.gather(self.record.recent(position.data_step, REPLAYED))[0]
+            self.guard.begin(losses, position.non_finite, position.spikes)
             outcome = self._loop(engine, position, stop, number)
             if outcome is not Outcome.FINISHED or number == self.config.rounds.count:
                 return outcome
@@ -157,6 +158,7 @@ class Trainer:
             verdict = self.guard.look(position.data_step, step.applied, step.loss)
             position.step, position.data_step = position.step + 1, position.data_step + 1
             position.skipped += not step.applied
+            position.non_finite, position.spikes = self.guard.non_finite, self.guard.spikes
             self.throughput.stop(config.batch.size)
             self.phases.step(self.throughput.waited)
             done = position.step == last
@@ -175,16 +177,16 @@ class Trainer:
                 if position.step % hook.every == 0 or done:
                     self._evaluate(engine, position, hook)
             stopping = bool(self.world.sum([float(stop.received is not None)])[0])
-            due = overdue or position.step % config.checkpoint.every == 0
+            due = overdue or stopping or position.step % config.checkpoint.every == 0
             overdue = due and self.guard.watching
-            if (due and not overdue) or done or stopping:
+            if (due and not overdue) or done:
                 self.heartbeat.enter("checkpoint", position.step)
                 self.record.flush()
                 self.checkpoints.save(engine, position, self._identity())
             if stopping:
-                telemetry.event(
-                    position.step, "signal", f"{stop.received or 'another rank was stopped'}: saved, leaving"
-                )
+                saved = "not saved, because the loss is in doubt" if overdue else "saved"
+                asked = stop.received or "another rank was stopped"
+                telemetry.event(position.step, "signal", f"{asked}: {saved}, leaving")
                 return Outcome.STOPPED
             self.heartbeat.enter(STEP, position.step)
         return Outcome.FINISHED
@@ -246,7 +248,7 @@ class Trainer:
             if change:
                 self.order.resize(position.data_step, self.config.batch.size)
         if resume_from is not None:
-            position.data_step = resume_from
+            position.data_step, position.non_finite, position.spikes = resume_from, 0, 0
         return position
 
     def _resume_sizes(self, saved: Saved) -> bool:

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,19 +70,29 @@ def launch(command: Sequence[str], log: Path, **extra: str) -> subprocess.Popen:
     )
 
 
+def rank_processes(launcher: int) -> list[psutil.Process]:
+    """The processes of a launch that are ranks, by local rank; what they have forked has their words too."""
+    found: dict[int, tuple[int, psutil.Process]] = {}
+    for process in psutil.Process(launcher).children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            for word in process.cmdline():
+                if word.startswith("--local_rank="):
+                    found[process.pid] = (int(word.partition("=")[2]), process)
+    ranks = [entry for entry in found.values() if entry[1].ppid() not in found]
+    return [process for _, process in sorted(ranks, key=lambda entry: entry[0])]
+
+
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:
     """Rows of a run's metrics.jsonl."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Token shards of a few hundred made-up documents: {"train", "valid"} -> directory."""
+def make_corpus(folder: Path) -> dict[str, Path]:
+    """Token shards of a few hundred made-up documents below `folder`: {"train", "valid"} -> directory."""
     from data_pipeline import PrepareConfig, prepare
     from tokenizer import TrainConfig, train_tokenizer
 
-    folder = tmp_path_factory.mktemp("corpus")
     random = np.random.default_rng(0)
     directories = {}
     for split, count in (("train", 300), ("valid", 20)):
@@ -102,6 +114,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             )
         )
     return directories
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """As `make_corpus`, once for all tests."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ CLIP_SHAPE = {
     "text_positions": 16, "frozen_text_layers": 1,
 }  # fmt: skip
 VISUAL_SHAPE = {"image_size": 16, "grid": 4, "stem": 2, "width": 8, "blocks": 1, "codes": 12, "code_dim": 4}
-STEPS = 24
+STEPS, EVERY = 12, 3
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def arguments(case: str, materials: Materials, output: Path, **changes: Any) -> 
         "optimizer.lr": 0.01,
         # At stage 3 even the smallest parameters are partitioned.
         "engine.deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
-        "checkpoint.every": 5,
-        "validation.every": 12,
+        "checkpoint.every": EVERY,
+        "validation.every": STEPS // 2,
         "validation.samples": 8,
         "telemetry.every": 1,
         "telemetry.tensorboard": False,

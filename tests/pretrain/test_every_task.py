@@ -5,15 +5,13 @@
     a checkpoint loads without the run, to the same validation loss
 
 Two real gloo ranks through the deepspeed launcher. A launch trains one run after the other, because starting ranks
-takes longer than training these models; each SIGKILL ends a launch, and the next one continues the run it killed.
+takes longer than training these models; runs that are killed have processes of their own in it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,19 +25,11 @@ import torch
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
 from pretrain.trainer import train
-from tests.pretrain.conftest import deepspeed_command, launch, rows
-from tests.pretrain.task_cases import CASES, STEPS, Materials, arguments
+from tests.pretrain.conftest import deepspeed_command, launch, rank_processes, rows
+from tests.pretrain.task_cases import CASES, EVERY, STEPS, Materials, arguments
 
 STAGES = range(4)
-KILLS = [
-    ("language", 1),
-    ("language", 2),
-    ("sentences", 3),
-    ("images", 0),
-    ("words", 2),
-    ("captioned_words", 1),
-    ("digits", 3),
-]
+KILLS = [("language", 2), ("sentences", 3), ("images", 0), ("words", 2), ("captioned_words", 1), ("digits", 3)]
 """Runs that are killed: every task, and every stage. At odd stages inside a checkpoint write.
 
 At stage 3 only those whose parameters can be halved: the last share of an odd number of values ends in memory that
@@ -61,12 +51,13 @@ class Runs:
         return arguments(case, self.materials, self.path(kind, case, stage), engine__zero_stage=stage, **changes)
 
     def start(self, kind: str, which: list[tuple[str, int]], log: Path) -> subprocess.Popen:
-        """Two ranks that train these runs one after the other."""
-        plans = self.folder / f"{kind}.json"
-        saving = {"checkpoint__every": STEPS} if kind == "whole" else {}
-        lines = [self.command_line(kind, case, stage, **saving) for case, stage in which]
+        """Two ranks that train these runs one after the other; the killed ones apart, and each once more."""
+        plans, apart = self.folder / f"{kind}.json", kind == "killed"
+        saving = {} if apart else {"checkpoint__every": STEPS}
+        lines = [self.command_line(kind, case, stage, **saving) for case, stage in which for _ in range(1 + apart)]
         plans.write_text(json.dumps(lines))
-        return launch(deepspeed_command("tests/pretrain/train_several.py", str(plans)), log)
+        words = ["--apart"] * apart
+        return launch(deepspeed_command("tests/pretrain/train_several.py", *words, str(plans)), log)
 
 
 @pytest.fixture(scope="module")
@@ -101,38 +92,38 @@ def flatten(value: object, name: str, into: dict[str, object]) -> None:
 
 
 def kill_during(process: subprocess.Popen, run: Path, number: int) -> None:
-    """SIGKILLs all ranks: at a random moment after some step of `run`, or inside its second checkpoint write or a later
+    """SIGKILLs a run on all ranks: at a random moment after some step, or inside its second checkpoint write or a later
     one, in turns."""
     deadline = time.monotonic() + SECONDS
     draw = random.Random(number)
-    after = draw.randint(7, 16)
+    after = draw.randint(EVERY, STEPS - 3)
     while time.monotonic() < deadline and process.poll() is None:
         if number % 2:
-            if any(path.name > "step_00000006" for path in (run / "checkpoints").glob("step_*.tmp")):
+            if any(path.name > f"step_{EVERY + 1:08d}" for path in (run / "checkpoints").glob("step_*.tmp")):
                 break
         elif (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_bytes().count(b"\n") > after:
             time.sleep(draw.random() * 0.1)
             break
         time.sleep(0.0005)
-    assert process.poll() is None, f"{run.name} ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.poll() is None, f"{run.name}: the launch ended before it could be killed"
+    for rank in rank_processes(process.pid):
+        for training in rank.children():
+            training.kill()
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_killed_and_resumed_equals_uninterrupted(runs):
     inside = 0
-    for number, (case, stage) in enumerate(KILLS):
-        log = runs.folder / f"killed{number}.log"
-        process = runs.start("killed", KILLS[max(0, number - 1) :], log)
+    log = runs.folder / "killed.log"
+    process = runs.start("killed", KILLS, log)
+    for case, stage in KILLS:
         run = runs.path("killed", case, stage)
         kill_during(process, run, stage)
         assert not (run / "checkpoints" / f"step_{STEPS:08d}").exists()
         inside += bool(list((run / "checkpoints").glob("*.tmp")))
     assert inside > 0, "no run was killed inside a checkpoint write"
-    log = runs.folder / "killed.log"
-    assert runs.start("killed", KILLS[-1:], log).wait(timeout=SECONDS) == 0, log.read_text()[-3000:]
+    assert process.wait(timeout=SECONDS) == 0, log.read_text()[-3000:]
 
     for case, stage in KILLS:
         whole, killed = (runs.path(kind, case, stage) for kind in ("whole", "killed"))

@@ -19,7 +19,7 @@ from pretrain.trainer import train
 from tests.pretrain.conftest import deepspeed_command, launch, rows
 
 RANKS, STAGES = (1, 2, 3), (0, 1, 2, 3)
-BATCH, FIRST, STEPS = 12, 4, 10
+BATCH, FIRST, STEPS = 12, 3, 6
 RANK_PAIRS, STAGE_PAIRS = list(product(RANKS, RANKS)), list(product(STAGES, STAGES))
 CHANGES = [
     ((RANK_PAIRS[n % 9][0], before), (RANK_PAIRS[n % 9][1], after), ("adamw", "muon")[n % 2])

@@ -61,8 +61,10 @@ def test_a_killed_run_and_a_silent_one_are_told_from_a_running_one(tmp_path):
     status.update(urgent=True, phase="step", step=7)
     assert read(tmp_path)["state"] == "running"
     gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
     change(tmp_path, process=gone.pid)
+    os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)
+    assert read(tmp_path)["state"] == "killed"  # a zombie by now
+    gone.wait()
     assert read(tmp_path)["state"] == "killed" and f"process {gone.pid} is gone" in read(tmp_path)["detail"]
     change(tmp_path, process=os.getpid(), written=time.time() - QUIET_SECONDS - 1)
     assert read(tmp_path)["state"] == "silent"

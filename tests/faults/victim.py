@@ -1,0 +1,66 @@
+"""`pretrain/train.py` with wounds that only the process itself can have: planted in its loss, its gradients, its clock.
+
+deepspeed tests/faults/victim.py --config X.yaml      WOUNDS='{"nan_batch": [31], "clock": 50}' in the environment
+
+Wounds lie at data steps, so a continued run meets the same ones, and so does the uninterrupted run that it is compared
+with. `clock` alone counts optimizer steps of this process, after which the clock shows an hour less.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from torch import nn
+
+from data_pipeline import Batch
+from pretrain.heartbeat import STEP, Heartbeat
+from pretrain.tasks import LanguageModelTask
+from pretrain.tasks.base import LossOutput
+from pretrain.train import main
+
+SPIKE = 100.0
+"""What a spiking batch's loss is multiplied by."""
+HOUR = 3600.0
+
+
+class WoundedTask(LanguageModelTask):
+    """Trains a language model; the loss of the batches that the wounds name is not what it should be."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
+        wounds: dict[str, Any] = json.loads(os.environ.get("WOUNDS", "{}"))
+        output = super().loss(model, batch)
+        if not model.training:
+            return output
+        step = int(batch["step"])
+        if step in wounds.get("nan_batch", []):
+            return output._replace(total=output.total * float("nan"))
+        if step in wounds.get("nan_gradient", []) and int(os.environ["RANK"]) == 1:
+            output.total.register_hook(lambda gradient: gradient * float("nan"))  # on one rank, behind a good loss
+        if step in wounds.get("loss_spike", []):
+            return output._replace(total=output.total * SPIKE)
+        return output
+
+
+def set_clock_back(after: int) -> None:
+    """Lets `time.time` lose an hour once `after` steps are done."""
+    true_time, enter, left = time.time, Heartbeat.enter, [after]
+
+    def counting(self: Heartbeat, phase: str, step: int) -> None:
+        left[0] -= phase == STEP
+        enter(self, phase, step)
+
+    Heartbeat.enter = counting  # type: ignore[method-assign]
+    time.time = lambda: true_time() - HOUR * (left[0] < 0)
+
+
+if __name__ == "__main__":
+    if clock := json.loads(os.environ.get("WOUNDS", "{}")).get("clock"):
+        set_clock_back(clock)
+    sys.exit(main())

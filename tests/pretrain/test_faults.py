@@ -1,0 +1,30 @@
+"""A dozen injuries to one real run; `make faults` does hundreds."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.campaign import Campaign
+from tests.faults.injuries import INJURIES, PLANTED
+
+KINDS = [
+    "SIGKILL of the launcher",
+    "worker process killed",
+    "checkpoint's bit flipped",
+    "second job in the folder",
+    "disk full",
+    "shard truncated",
+    "clock set back",
+    "SIGKILL of one rank",
+    "SIGSTOP of one rank",
+]
+"""With those that are planted in the data, a dozen."""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_run_that_everything_happens_to_ends_like_one_that_was_left_alone(corpus, tmp_path):
+    assert set(KINDS) <= set(INJURIES)
+    records = Campaign(tmp_path / "campaign", corpus, stage=1, seed=5, kinds=KINDS).carry_out()
+    missing = {*KINDS, *PLANTED.values()} - {record.kind for record in records}
+    assert missing <= {"disk full"}  # where no file system may be mounted
