@@ -26,6 +26,7 @@ from pretrain.config import CheckpointConfig
 from pretrain.distributed import World
 from pretrain.durable import fsync
 from pretrain.engine import Engine
+from pretrain.engine_files import check_engine_files, contained
 from pretrain.errors import CheckpointError
 from pretrain.resharding import restore
 from pretrain.sealed import META_NAME, check_files, file_hashes
@@ -201,9 +202,16 @@ class Checkpoints:
         if (meta["world_size"], meta["zero_stage"]) != (self.world.size, engine.stage):
             self._load_whole(engine, saved)
             return
-        loaded, _ = engine.wrapped.load_checkpoint(str(path), ENGINE_TAG, load_lr_scheduler_states=False)
+        if (failure := self._collectively(lambda: self._check_engine_files(path))) is not None:
+            raise CheckpointError(failure if str(path) in failure else f"{path}: {failure}")
+        with contained(engine.wrapped):
+            loaded, _ = engine.wrapped.load_checkpoint(str(path), ENGINE_TAG, load_lr_scheduler_states=False)
         if loaded is None:
             raise CheckpointError(f"{path}: the engine's files could not be loaded")
+
+    def _check_engine_files(self, path: Path) -> None:
+        """This rank's share of the pickles that the engine is about to read: a bad one is refused on every rank."""
+        check_engine_files(sorted((path / ENGINE_TAG).rglob("*.pt"))[self.world.rank :: self.world.size])
 
     def _load_whole(self, engine: Engine, saved: Saved) -> None:
         """Restores what other ranks, or another ZeRO stage, have written: whole tensors, which rank 0 makes once."""
