@@ -19,9 +19,12 @@ import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from data_pipeline import explain_mismatch, fingerprint
+from data_pipeline.round_order import MAX_STEP
 from pretrain.config import CheckpointConfig
 from pretrain.distributed import World
 from pretrain.durable import fsync
@@ -29,7 +32,7 @@ from pretrain.engine import Engine
 from pretrain.engine_files import check_engine_files, contained
 from pretrain.errors import CheckpointError
 from pretrain.resharding import restore
-from pretrain.sealed import META_NAME, check_files, file_hashes
+from pretrain.sealed import META_NAME, Sealed, check_files, file_hashes, read_sealed
 from pretrain.whole_state import WholeState, write_whole_state
 
 logger = logging.getLogger(__name__)
@@ -52,11 +55,36 @@ class Position:
 
 
 @dataclass(frozen=True)
+class CheckpointMeta(Sealed):
+    """The fields of a checkpoint's meta.json."""
+
+    step: Annotated[int, Ge(0), Le(MAX_STEP)]
+    data_step: Annotated[int, Ge(0), Le(MAX_STEP)]
+    skipped: Annotated[int, Ge(0), Le(MAX_STEP)]
+    world_size: Annotated[int, Ge(1), Le(2**20)]
+    zero_stage: Literal[0, 1, 2, 3]
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Saved:
     """A complete checkpoint: where it is, and its meta.json."""
 
     path: Path
     meta: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Saved:
+        """The checkpoint in a folder, its meta.json checked field by field; the other files are not looked at.
+
+        Raises:
+            CheckpointError: meta.json is missing or is not a checkpoint's.
+        """
+        meta = vars(read_sealed(path / META_NAME, CheckpointMeta))
+        order = meta["identity"].get("order")
+        if not isinstance(order, dict) or not isinstance(order.get("rounds", []), list):
+            raise CheckpointError(f"{path / META_NAME}: identity.order is not the order of a run")
+        return cls(path, meta)
 
     @property
     def position(self) -> Position:
@@ -122,7 +150,7 @@ class Checkpoints:
 
     def at(self, step: int) -> Saved:
         """The checkpoint of a step that is known to have been saved; not checked."""
-        return Saved(self._at(step), json.loads((self._at(step) / META_NAME).read_text()))
+        return Saved.read(self._at(step))
 
     def _finish(
         self, engine: Engine, position: Position, identity: dict[str, Any], state: Any, temporary: Path
@@ -174,7 +202,7 @@ class Checkpoints:
                 if problem:
                     logger.warning("passing over %s: %s", path, problem)
             if not self.world.sum([float(problem is not None)])[0]:
-                return Saved(path, json.loads((path / META_NAME).read_text()))
+                return Saved.read(path)
         if candidates:
             raise CheckpointError(
                 f"{self.directory}: none of its {len(candidates)} checkpoints is complete and undamaged. Restore one "
