@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart ocr vision recipe test lint format benchmarks clean
+.PHONY: venv quickstart ocr vision recipe test fuzz lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -31,6 +31,11 @@ recipe: venv
 WORKERS ?= 2
 test: venv
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+# Damaged files for every reader; `make test` tries about eleven thousand, this EXAMPLES times as many.
+EXAMPLES ?= 10
+fuzz: venv
+	HF_HUB_OFFLINE=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check .

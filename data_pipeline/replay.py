@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, Len
 
 from arch.outside_files import read_json, typed
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, OrderError, SourceError
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.mixture import Mixture
 from data_pipeline.replay_sources import OPENERS, ReplaySource
@@ -120,6 +120,8 @@ def _open(path: Path) -> tuple[list[ReplaySource], RoundsOrder]:
         sources = OPENERS[kind](content)
         later = [Selection.load(selection_path(path.parent, entry["round"])) for entry in head.rounds]
         order = RoundsOrder(head.sizes, head.batch_size, head.seed, head.weights, later)
+    except (OrderError, SourceError) as error:
+        raise DataError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: not the order of a run, as far as can be read ({type(error).__name__}: {error})"
