@@ -53,7 +53,7 @@ def fuzz(target: Target, folder: Path, factor: float) -> dict[str, Any]:
     counts = {"accepted": 0, "refused": 0}
     violations: dict[str, str] = {}
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    slowest = 0.0
+    slowest, damaged = 0.0, ""
     choices = [
         (name, frame, structured)
         for name, frame in target.files
@@ -61,7 +61,10 @@ def fuzz(target: Target, folder: Path, factor: float) -> dict[str, Any]:
     ]
 
     def try_one(name: str, frame: Frame | None, mutation: Mutation) -> None:
-        nonlocal slowest
+        nonlocal slowest, damaged
+        if damaged not in ("", name):
+            (place / damaged).write_bytes(sound[damaged])
+        damaged = name
         (place / name).write_bytes(apply(sound[name], mutation, frame))
         started = time.perf_counter()
         try:
@@ -79,7 +82,6 @@ def fuzz(target: Target, folder: Path, factor: float) -> dict[str, Any]:
             key = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
             violations.setdefault(key, f"{error} <- {name} {mutation}"[:MAX_SHOWN])
         slowest = max(slowest, time.perf_counter() - started)
-        (place / name).write_bytes(sound[name])
 
     @settings(
         max_examples=max(1, round(target.examples * factor / BATCH)),
