@@ -57,7 +57,8 @@ class VocabularyMap:
         loaded = typed(cls, content, f"{path}: not a vocabulary map; compress again", VocabularyMapError)
         bounded = [-1, *loaded.kept, loaded.donor_vocab_size]
         rising = all(old < following for old, following in pairwise(bounded))
-        if loaded.format != FORMAT or not loaded.kept or not rising:
+        unknown = content.keys() - vars(loaded).keys()
+        if loaded.format != FORMAT or not loaded.kept or not rising or unknown:
             raise VocabularyMapError(
                 f"{path}: expected format {FORMAT} and rising ids below donor_vocab_size in `kept`; compress again"
             )
