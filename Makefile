@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart ocr vision recipe test faults lint format benchmarks clean
+.PHONY: venv quickstart ocr vision recipe test faults fuzz lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -35,6 +35,11 @@ test: venv
 # Real two-rank runs, hurt at random moments: an hour on two cores, resumable; writes docs/results/faults.md.
 faults: venv
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
+
+# Damaged files for every reader; `make test` tries about eleven thousand, this EXAMPLES times as many.
+EXAMPLES ?= 10
+fuzz: venv
+	HF_HUB_OFFLINE=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 pangu_pi/         PanGu-pi and, with its additions off, LLaMA: configuration, modeling files, the two additions
 config_file.py    fields from YAML or JSON, names checked
+outside_files.py  JSON and YAML that may come from elsewhere: bounded, then typed; every room reads through it
 model_config.py   load_model_config: YAML of configs/models/, a transformers directory or a mapping -> PanguPiConfig
 loading.py        load_causal_lm: an export, a checkpoint, a plain LLaMA directory or a GGUF file -> the model
 accounting.py     count_parameters, count_flops: exact, by arithmetic, for any size; inspection.py prints them

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from .outside_files import read_json, read_yaml
 
 Config = TypeVar("Config")
 
@@ -25,14 +24,13 @@ def read_fields(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ModelConfigError: it does not hold a mapping.
     """
-    kind = "JSON" if path.suffix == ".json" else "YAML"
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if kind == "JSON" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelConfigError(f"{path}: not {kind}: {error}") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    content = (read_json if path.suffix == ".json" else read_yaml)(path, ModelConfigError)
     if not isinstance(content, dict):
         raise ModelConfigError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    if odd := [name for name in content if not isinstance(name, str)]:
+        raise ModelConfigError(f"{path}: the field name {odd[0]!r} is no text")
     return content
 
 

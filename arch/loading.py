@@ -8,6 +8,7 @@ from transformers import GgufConfig, LlamaForCausalLM
 
 from .finding import gguf_file
 from .model_config import from_transformers, load_model_config
+from .outside_files import is_plain_name, read_json
 from .pangu_pi import PanguPiForCausalLM
 
 
@@ -32,6 +33,7 @@ def load_causal_lm(path: str | Path, **options: Any) -> PanguPiForCausalLM:
     if gguf := gguf_file(path):
         return _from_gguf(gguf, options)
     config = load_model_config(path)
+    _check_index(path / "model.safetensors.index.json")
     try:
         model, report = PanguPiForCausalLM.from_pretrained(
             path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -46,6 +48,16 @@ def load_causal_lm(path: str | Path, **options: Any) -> PanguPiForCausalLM:
         if names:
             raise WeightsError(f"{path}: {', '.join(sorted(names)[:3])} ({len(names)} in all) {problem}")
     return model
+
+
+def _check_index(index: Path) -> None:
+    """Refuses weights in several files of which one lies elsewhere."""
+    if not index.is_file():
+        return
+    content = read_json(index, WeightsError)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(map(is_plain_name, names.values())):
+        raise WeightsError(f"{index}: weight_map must give a file of this folder for every tensor")
 
 
 def _from_gguf(path: Path, options: dict[str, Any]) -> PanguPiForCausalLM:

@@ -57,6 +57,8 @@ def from_transformers(
 
     Fields that the class does not know are kept as attributes, as transformers does: every publisher adds some.
     """
+    if private := [name for name in fields if name.startswith("__")]:
+        raise ModelConfigError(f"{where}: {private[0]!r} is no field of a model, and would replace part of the class")
     shape = {name: value for name, value in fields.items() if name not in IDENTITY_FIELDS}
     match fields.get("model_type"):
         case PanguPiConfig.model_type:

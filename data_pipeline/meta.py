@@ -19,10 +19,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
+from arch.outside_files import is_plain_name, read_json, typed
 from data_pipeline.errors import ShardError
 
 META_FILE = "meta.json"
@@ -36,11 +38,11 @@ class ShardMeta:
 
     file: str
     """File name inside the directory."""
-    tokens: int
+    tokens: Annotated[int, Ge(1)]
     """Number of tokens."""
-    documents: int
+    documents: Annotated[int, Ge(1)]
     """Number of documents."""
-    bytes: int
+    bytes: Annotated[int, Ge(0)]
     """UTF-8 bytes of the documents' text; of images, the bytes of their RGB pixels."""
     sha256: str
     """Checksum of the `.ds` file."""
@@ -76,7 +78,7 @@ class Meta:
 
     tokenizer_hash: str
     """`tokenizer.tokenizer_hash` of the tokenizer that made the ids."""
-    vocab_size: int
+    vocab_size: Annotated[int, Ge(1)]
     """Every token id is below this."""
     token_bytes: int
     """2 (uint16) or 4 (uint32)."""
@@ -96,7 +98,8 @@ class Meta:
     @property
     def tokens_per_image(self) -> int | None:
         """Ids of one image; None: these are shards of text."""
-        return self.inputs.get("tokenizer", {}).get("tokens_per_image")
+        tokenizer = self.inputs.get("tokenizer")
+        return tokenizer.get("tokens_per_image") if isinstance(tokenizer, Mapping) else None
 
     @property
     def tokens(self) -> int:
@@ -152,20 +155,15 @@ class Meta:
                 f"{path}: not found, so {directory} is not a finished shard directory;"
                 " run `python -m data_pipeline prepare` (the same call again continues an interrupted one)"
             )
-        try:
-            content = json.loads(path.read_bytes())
-            version = content["format_version"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        content = read_json(path, lambda message: ShardError(f"{message}; prepare again"))
+        if not isinstance(content, dict) or "format_version" not in content:
             raise ShardError(
-                f"{path}: expected a JSON object with format_version, found {error}; prepare again"
-            ) from error
-        if version != FORMAT_VERSION:
+                f"{path}: expected a JSON object with format_version, found {type(content).__name__}; prepare again"
+            )
+        if (version := content["format_version"]) != FORMAT_VERSION:
             raise ShardError(f"{path}: expected format_version {FORMAT_VERSION}, found {version!r}; prepare again")
-        try:
-            meta = cls._from_json(content)
-            meta._check(path, content)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ShardError(f"{path}: field missing or of the wrong type: {error}; prepare again") from error
+        meta = typed(cls, content, f"{path}: field missing or of the wrong type", ShardError)
+        meta._check(path, content)
         return meta
 
     def check_files(self, directory: Path) -> None:
@@ -189,23 +187,6 @@ class Meta:
                         f"{path}: {what}: expected {expected} bytes, found {found}; copy it again or prepare again"
                     )
 
-    @classmethod
-    def _from_json(cls, content: Mapping[str, Any]) -> "Meta":
-        return cls(
-            tokenizer_hash=content["tokenizer_hash"],
-            vocab_size=content["vocab_size"],
-            token_bytes=content["token_bytes"],
-            bos_token_id=content["bos_token_id"],
-            eos_token_id=content["eos_token_id"],
-            shards=[ShardMeta(**shard) for shard in content["shards"]],
-            rejected={
-                reason: Rejected(entry["count"], [RejectExample(**example) for example in entry["examples"]])
-                for reason, entry in content["rejected"].items()
-            },
-            inputs=content["inputs"],
-            format_version=content["format_version"],
-        )
-
     def _check(self, path: Path, content: Mapping[str, Any]) -> None:
         if self.token_bytes not in (2, 4):
             raise ShardError(f"{path}: expected token_bytes 2 or 4, found {self.token_bytes!r}; prepare again")
@@ -221,8 +202,16 @@ class Meta:
                     " the file was altered, prepare again"
                 )
         for shard in self.shards:
-            if Path(shard.file).name != shard.file:
+            if not is_plain_name(shard.file):
                 raise ShardError(f"{path}: shard {shard.file!r} is not a plain file name; shards lie beside meta.json")
+            if shard.documents > shard.tokens:
+                raise ShardError(f"{path}: {shard.file} has more documents than tokens; prepare again")
+        for name in ("bos_token_id", "eos_token_id"):
+            if (token := getattr(self, name)) is not None and not 0 <= token < self.vocab_size:
+                raise ShardError(f"{path}: {name} is {token}, outside the vocabulary of {self.vocab_size}")
+        length = self.tokens_per_image
+        if length is not None and (type(length) is not int or length < 1):
+            raise ShardError(f"{path}: inputs.tokenizer.tokens_per_image is {length!r}, expected at least 1")
 
 
 def token_bytes_for(vocab_size: int) -> int:

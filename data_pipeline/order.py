@@ -14,13 +14,21 @@ change at a step: the stream stays the same and is cut differently from there on
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from data_pipeline.errors import OrderError
 from data_pipeline.permutation import derive_key, permute
 
+MAX_BATCH = 2**24
+"""Samples of a global batch at most, in files from elsewhere."""
+MAX_STEP = 2**53
+"""The largest step that such a file may name: exact in JSON and in float64."""
+BatchSize = Annotated[int, Ge(1), Le(MAX_BATCH)]
+BatchChanges = list[tuple[Annotated[int, Ge(0), Le(MAX_STEP)], BatchSize]]
+"""First step and size of the batches of a changed size, as `Order.identity` gives them and as files must have them."""
 PERIOD = 4096
 """Slots per period: weights are honoured to 1/8192, and exactly over every period."""
 

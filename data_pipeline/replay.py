@@ -1,14 +1,18 @@
 """`replay`: the exact documents of one step of a run, from the run's order.json and the shards alone."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from data_pipeline.errors import DataError
+from annotated_types import Ge, Le, Len
+
+from arch.outside_files import read_json, typed
+from data_pipeline.errors import DataError, OrderError, SourceError
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.mixture import Mixture
+from data_pipeline.order import BatchChanges, BatchSize
 from data_pipeline.replay_sources import OPENERS, ReplaySource
 from data_pipeline.round_order import RoundsOrder, Selection, selection_path
 from data_pipeline.source import DocumentSpan
@@ -93,17 +97,35 @@ def as_json(documents: Iterator[ReplayedDocument], characters: int) -> Iterator[
         )
 
 
+Size = Annotated[int, Ge(1), Le(2**53)]
+
+
+@dataclass(frozen=True)
+class _OrderFile:
+    """The fields of order.json that every kind of data has."""
+
+    sizes: Annotated[list[Size], Len(1, 2**16)]
+    batch_size: BatchSize
+    seed: Annotated[int, Ge(-(2**63)), Le(2**63)]
+    weights: list[float] | None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    batch_changes: BatchChanges = field(default_factory=list)
+
+
 def _open(path: Path) -> tuple[list[ReplaySource], RoundsOrder]:
+    content = read_json(path, DataError)
+    kind = content.get("kind", "tokens") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in OPENERS:
+        raise DataError(f"{path}: data of kind {kind!r} cannot be replayed; known are {', '.join(OPENERS)}")
+    head = typed(_OrderFile, content, f"{path}: not the order of a run", DataError)
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = content.get("kind", "tokens")
-        if kind not in OPENERS:
-            raise DataError(f"{path}: data of kind {kind!r} cannot be replayed; known are {', '.join(OPENERS)}")
         sources = OPENERS[kind](content)
-        later = [Selection.load(selection_path(path.parent, entry["round"])) for entry in content.get("rounds", [])]
-        order = RoundsOrder(content["sizes"], content["batch_size"], content["seed"], content["weights"], later)
-        order.restart(content["batch_size"], content.get("batch_changes", []))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        later = [Selection.load(selection_path(path.parent, entry["round"])) for entry in head.rounds]
+        order = RoundsOrder(head.sizes, head.batch_size, head.seed, head.weights, later)
+        order.restart(head.batch_size, head.batch_changes)
+    except (OrderError, SourceError) as error:
+        raise DataError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: not the order of a run, as far as can be read ({type(error).__name__}: {error})"
         ) from error

@@ -8,13 +8,17 @@ not free for a description.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 
+from arch.outside_files import typed
+from data_pipeline.errors import DataError
 from data_pipeline.sentence_source import SentenceSource
 from data_pipeline.source import DocumentSpan, Sample, Source
 from data_pipeline.token_source import TokenSource
+from tokenizer.load import read_backend
 
 Describe = Callable[[Sample, DocumentSpan], str]
 Locate = Callable[[DocumentSpan], str]
@@ -39,20 +43,34 @@ class ReplaySource:
     """One of its documents -> where it lies, for people."""
 
 
+@dataclass(frozen=True)
+class _Tokens:
+    shards: list[str]
+    sequence_length: Annotated[int, Ge(1), Le(2**53)]
+    document_mask: bool
+
+
+@dataclass(frozen=True)
+class _Sentences:
+    shards: list[str]
+    images_per_sentence: Annotated[int, Ge(1), Le(2**16)]
+    passes: Annotated[int, Ge(1), Le(2**53)]
+    sentence_seed: Annotated[int, Ge(-(2**63)), Le(2**63)]
+
+
 def open_tokens(description: Mapping[str, Any]) -> list[ReplaySource]:
     """Text: `{"shards": [DIRECTORY, ...], "sequence_length": S, "document_mask": true}`; shows decoded tokens."""
-    sources = [
-        TokenSource(directory, description["sequence_length"], description["document_mask"])
-        for directory in description["shards"]
-    ]
+    given = typed(_Tokens, description, "order.json", DataError)
+    sources = [TokenSource(directory, given.sequence_length, given.document_mask) for directory in given.shards]
     return [ReplaySource(source, str(source.directory), _decoder(source.directory)) for source in sources]
 
 
 def open_sentences(description: Mapping[str, Any]) -> list[ReplaySource]:
     """Images: `{"kind": "sentences", "shards": [DIRECTORY, ...], "images_per_sentence": 8, "passes": 1,
     "sentence_seed": 0}`; shows ids."""
-    arguments = [description[name] for name in ("images_per_sentence", "passes", "sentence_seed")]
-    sources = [SentenceSource(directory, *arguments) for directory in description["shards"]]
+    given = typed(_Sentences, description, "order.json", DataError)
+    arguments = given.images_per_sentence, given.passes, given.sentence_seed
+    sources = [SentenceSource(directory, *arguments) for directory in given.shards]
     return [ReplaySource(source, str(source.directory), _ids) for source in sources]
 
 
@@ -72,9 +90,7 @@ OPENERS: dict[str, Callable[[Mapping[str, Any]], list[ReplaySource]]] = {
 
 
 def _decoder(directory: Path) -> Describe:
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_file(str(directory / "tokenizer" / "tokenizer.json"))
+    backend = read_backend(directory / "tokenizer" / "tokenizer.json")
     return lambda sample, span: backend.decode(_row(sample, span).tolist(), skip_special_tokens=False)
 
 

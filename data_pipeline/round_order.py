@@ -14,16 +14,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from arch.outside_files import parse_json, typed
 from data_pipeline.errors import OrderError
-from data_pipeline.order import Order
+from data_pipeline.order import MAX_STEP, Order
 
 Unit = Literal["batch", "sample"]
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a selection's file says beside its units."""
+
+    round: Annotated[int, Ge(2)]
+    first_step: Annotated[int, Ge(1), Le(MAX_STEP)]
+    unit: Unit
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,12 +73,15 @@ class Selection:
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                head = json.loads(file.metadata()["selection"])
-                return cls(units=file.get_tensor("units"), **head)
+                text, units = file.metadata()["selection"], file.get_tensor("units")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise OrderError(
                 f"{path}: not a round's selection of units ({type(error).__name__}: {error}); restore it from a copy"
             ) from error
+        head = typed(_Head, parse_json(text, str(path), OrderError), str(path), OrderError)
+        if units.dtype != np.int64 or units.ndim != 1 or np.any(np.diff(units, prepend=0) < 0):
+            raise OrderError(f"{path}: expected units as ascending int64 from 0, found {units.dtype} {units.shape}")
+        return cls(units=units, **vars(head))
 
 
 class RoundsOrder(Order):

@@ -101,7 +101,12 @@ class TokenShards:
             # Query in the index's own type: any other makes NumPy convert, and so read, the whole index.
             query = np.array([max(0, start - offset), last - offset], INDEX_DTYPE)
             low, high = ends.searchsorted(query, side="right")
-            pieces.append(ends[low:high].astype(np.int64) + (offset - start))
+            found_D = ends[low:high].astype(np.int64) + (offset - start)
+            # The search is right only where the ends rise; `verify` reads them all, and this what is used.
+            rising = np.all(found_D[1:] > found_D[:-1])  # a difference could overflow
+            if found_D.size and not (found_D[0] > 0 and found_D[-1] <= last - start and rising):
+                self._refuse_ends(shard)
+            pieces.append(found_D)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def span(self, first: int, last: int, row_start: int) -> DocumentSpan:
@@ -148,10 +153,16 @@ class TokenShards:
                     )
             ends = self._ends[number]
             if ends[-1] != shard.tokens or np.any(ends[1:] <= ends[:-1]):
-                raise ShardError(f"{path}.index: document ends must rise and end at {shard.tokens}; prepare again")
+                self._refuse_ends(number)
             if self._tokens[number].max() >= self.meta.vocab_size:
                 where = int(self._tokens[number].argmax())
                 self._refuse_token(self._first_token[number] + where, int(self._tokens[number][where]))
+
+    def _refuse_ends(self, shard: int) -> None:
+        meta = self.meta.shards[shard]
+        raise ShardError(
+            f"{self.directory / meta.file}.index: document ends must rise and end at {meta.tokens}; prepare again"
+        )
 
     def _refuse_token(self, position: int, token: int) -> None:
         shard = bisect_right(self._first_token, position) - 1

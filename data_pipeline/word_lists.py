@@ -10,6 +10,9 @@ from data_pipeline.errors import SourceError
 from data_pipeline.labels import LabelReport, LabelRules
 from tokenizer.documents import list_files, read_documents, refuse_unless_empty
 
+MAX_LIST_BYTES = 2**30
+"""Of a .txt or .tsv, unpacked: a .gz of one megabyte can hold a thousand."""
+
 
 def read_words(files: Sequence[str], rules: LabelRules, text_field: str = "text") -> tuple[list[str], LabelReport]:
     """Distinct words, sorted, after the label rules, and what the rules did.
@@ -45,7 +48,10 @@ def _words_of(name: str, text_field: str) -> list[tuple[str, str]]:
     suffixes = [suffix for suffix in path.suffixes[-2:] if suffix != ".gz"]
     if path.is_file() and suffixes[-1:] in (["." + kind] for kind in ("txt", "tsv")):
         try:
-            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                content = file.read(MAX_LIST_BYTES + 1)
+            if len(content) > MAX_LIST_BYTES:
+                raise SourceError(f"{path}: more than {MAX_LIST_BYTES:,} bytes of words")
             lines = content.decode("utf-8-sig").splitlines()
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise SourceError(f"{path}: cannot be read ({error})") from None

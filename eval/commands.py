@@ -147,10 +147,10 @@ class ForgettingOptions:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Continues a few prompts with an exported model, in plain transformers."""
+    """Continues a few prompts with an exported model."""
 
     model: str
-    """Exported folder (its own modeling code is run: give it only exports you trust)."""
+    """Exported folder."""
     prompt: list[str] | None = None
     """Texts to continue; None takes a few in English and Chinese."""
     tokens: int = 48
@@ -161,6 +161,8 @@ class GenerateOptions:
     """Seeds the draws."""
     output: str | None = None
     """JSON file for the samples; RUN/samples.json appears in the run's report."""
+    trust_remote_code: bool = False
+    """Let a model that is not ours run the Python code in its folder. Ours never need it."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "tokens")

@@ -71,11 +71,11 @@ class TrainedRun:
         found = newest_checkpoints(directory)
         if not found:
             raise ForgettingError(f"{directory}: the run has no complete checkpoint")
-        checkpoints = [Saved(path, json.loads((path / "meta.json").read_text())) for path in found]
+        checkpoints = [Saved.read(path) for path in found]
         sources, weights = config.task.training_sources()
         order = RoundsOrder([len(source) for source in sources], config.batch.size, config.seed, weights)
         then = checkpoints[0].meta["identity"]["order"]
-        if {name: then[name] for name in order.identity()} != json.loads(json.dumps(order.identity())):
+        if {name: then.get(name) for name in order.identity()} != json.loads(json.dumps(order.identity())):
             raise ForgettingError(f"{directory}: its data or config.yaml is not that of its checkpoints any more")
         seen = then["rounds"][0]["first_step"] if "rounds" in then else checkpoints[0].position.data_step
         return cls(directory, config, Mixture(sources, weights), order, checkpoints, seen)

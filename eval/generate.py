@@ -1,4 +1,4 @@
-"""`python -m eval generate`: sampled continuations of a few prompts, by plain transformers from an exported folder."""
+"""`python -m eval generate`: sampled continuations of a few prompts, from an exported folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.commands import GenerateOptions
-from eval.loading import ModelLoadError
+from eval.loading import ModelLoadError, load_model
 
 PROMPTS = ("In the beginning", "The king said to", "我觉得这本书", "中国政府")
 """Openings in the two languages of the built-in corpus, used when none are given."""
@@ -46,15 +46,12 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], tokens: int, temper
 
 def run(options: GenerateOptions) -> None:
     """Loads, generates, prints and writes the samples."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if not (Path(options.model) / "config.json").is_file():
         hint = "; export it first: python -m arch export" if (Path(options.model) / "checkpoints").is_dir() else ""
         raise ModelLoadError(f"model {options.model!r}: no exported folder (it has no config.json){hint}")
-    model = AutoModelForCausalLM.from_pretrained(options.model, trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=True)
+    loaded = load_model(options.model, "cpu", options.trust_remote_code)
     prompts = options.prompt or list(PROMPTS)
-    texts = generate(model, tokenizer, prompts, options.tokens, options.temperature, options.seed)
+    texts = generate(loaded.model, loaded.tokenizer, prompts, options.tokens, options.temperature, options.seed)
     for prompt, text in zip(prompts, texts, strict=True):
         print(f"{prompt} | {text.strip()}\n")
     if options.output is not None:

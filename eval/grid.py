@@ -21,8 +21,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from tqdm import tqdm
+
+from arch.outside_files import read_yaml
 
 SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -98,10 +99,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The YAML file's mapping. Raises `GridError` when there is none."""
     if not path.is_file():
         raise GridError(f"{path}: there is no such file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GridError(f"{path}: not YAML: {error}") from None
+    content = read_yaml(path, GridError)
     if not isinstance(content, dict):
         raise GridError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
     return content
@@ -146,7 +144,7 @@ def make_cell(grid: Grid, variant: str, seed: int) -> Cell:
     overrides = [part for name, value in settings.items() for part in (f"--{name}", _as_argument(value))]
     arguments = ("--config", grid.config, *overrides)
     command = (*(grid.launcher or [sys.executable]), "pretrain/train.py", *arguments)
-    identity = {"config": yaml.safe_load(Path(grid.config).read_text(encoding="utf-8")), "overrides": settings}
+    identity = {"config": read_yaml(Path(grid.config), GridError), "overrides": settings}
     return Cell(variant, seed, directory, command, arguments, identity)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from arch.finding import newest_checkpoints
+from arch.outside_files import read_json
 
 OUR_MODEL_TYPES = frozenset({"pangu_pi", "llama"})
 
@@ -83,6 +83,13 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **tokenizer_options)
     except OSError as error:
         raise ModelLoadError(f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ModelLoadError(
+            f"model {path!r} brings Python code of its own, which is not run unless you say --trust_remote_code true;"
+            " read it first"
+        ) from None
     return LoadedModel(model.to(default_device(device)).eval(), tokenizer, source)
 
 
@@ -91,7 +98,7 @@ def _model_type(directory: Path) -> str | None:
     config = directory / "config.json"
     if not config.is_file():
         return None
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except json.JSONDecodeError as error:
-        raise ModelLoadError(f"{config}:{error.lineno}: not JSON ({error.msg})") from None
+    content = read_json(config, ModelLoadError)
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{config}: expected a mapping of fields, found {type(content).__name__}")
+    return content.get("model_type")

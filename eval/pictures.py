@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from arch.outside_files import read_json
+
 CAPTIONS = "captions.json"
 MAX_PICTURE_BYTES = 4_000_000
 """Larger files are named in the report, not embedded: a page has to open at once."""
@@ -41,11 +43,10 @@ def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
         captions = {}
         problems.append(f"{folder.name}/{CAPTIONS} cannot be read: {error}")
     for path in sorted(folder.glob("*.png")):
-        content = path.read_bytes()
-        if not content.startswith(PNG_BEGINS):
+        if (size := path.stat().st_size) > MAX_PICTURE_BYTES:
+            problems.append(f"{folder.name}/{path.name} is too large for this page ({size:,} bytes)")
+        elif not (content := path.read_bytes()).startswith(PNG_BEGINS):
             problems.append(f"{folder.name}/{path.name} is not a PNG file")
-        elif len(content) > MAX_PICTURE_BYTES:
-            problems.append(f"{folder.name}/{path.name} is too large for this page ({len(content):,} bytes)")
         else:
             caption = str(captions.get(path.name) or path.stem.replace("_", " ").replace("-", " ").capitalize())
             encoded = base64.b64encode(content).decode("ascii")
@@ -56,7 +57,7 @@ def read_pictures(folder: Path) -> tuple[list[Picture], list[str]]:
 def _read_captions(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    captions = json.loads(path.read_text(encoding="utf-8"))
+    captions = read_json(path, ValueError)
     if not isinstance(captions, dict):
         raise ValueError("expected an object of file names and captions")
     return captions

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from arch.outside_files import read_json, read_yaml, typed
 from eval.pictures import CAPTIONS, Picture, read_pictures
 
 Row = dict[str, Any]
@@ -87,10 +86,10 @@ def read_run(directory: Path) -> RunRecord:
         raise RunNotFoundError(f"{directory}: not a run directory (it has neither config.yaml nor metrics.jsonl)")
     record = RunRecord(directory)
     _read_metrics(record)
-    for name, parse in (("config.yaml", yaml.safe_load), ("audit.json", json.loads), ("samples.json", json.loads)):
+    for name, kind in (("config.yaml", dict), ("audit.json", dict), ("samples.json", list)):
         if name == "samples.json" and record.task not in TEXT_TASKS and not (directory / name).is_file():
             continue
-        value = _read(record, name, parse)
+        value = _read(record, name, kind)
         if value is not None:
             setattr(record, name.partition(".")[0], value)
     record.pictures, problems = read_pictures(directory / "eval")
@@ -98,7 +97,7 @@ def read_run(directory: Path) -> RunRecord:
     for path in sorted((directory / "eval").glob("*.json")):
         if path.name == CAPTIONS:
             continue
-        value = _read(record, f"eval/{path.name}", json.loads)
+        value = _read(record, f"eval/{path.name}", object)
         if value is not None:
             record.evaluations[path.stem] = value
     if not record.evaluations:
@@ -111,23 +110,41 @@ def _read_metrics(record: RunRecord) -> None:
     if not path.is_file():
         record.missing.append("metrics.jsonl: the run has not logged a step")
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        rows = [_row(line) for line in lines]
+    for number, row in enumerate(rows, start=1):
+        if row is not None:
             record.rows.setdefault(row["kind"], []).append(row)
-        except (ValueError, KeyError, TypeError):
+        else:
             record.missing.append(f"metrics.jsonl:{number}: not a metrics row (a kill can cut the last line off)")
 
 
-def _read(record: RunRecord, name: str, parse: Any) -> Any:
+def _row(line: str) -> Row | None:
+    """One row of metrics.jsonl, or None: not a kind, a step and what else was logged."""
+    try:
+        row = json.loads(line)  # numbers that are not finite are meant here
+        float(row["step"])
+        return row if isinstance(row["kind"], str) else None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _read(record: RunRecord, name: str, kind: type) -> Any:
+    """The content of a file of the run if it is there, can be read, and is of type `kind`."""
     path = record.directory / name
     if not path.is_file():
         record.missing.append(f"{name} is not there")
         return None
     try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        record.missing.append(f"{name} cannot be read: {str(error).splitlines()[0]}")
+        content = read_yaml(path, ValueError) if path.suffix == ".yaml" else read_json(path, ValueError, finite=False)
+        if kind is list and isinstance(content, list):
+            return [typed(dict[str, str], entry, str(path), ValueError) for entry in content]
+        if isinstance(content, kind):
+            return content
+        raise ValueError(f"expected {kind.__name__}, found {type(content).__name__}")
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}").lstrip(": ").splitlines()[0]
+        record.missing.append(f"{name} cannot be read: {reason}")
         return None
 
 

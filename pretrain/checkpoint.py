@@ -17,18 +17,23 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
+
+from arch.outside_files import typed
 from data_pipeline import explain_mismatch, fingerprint
+from data_pipeline.order import MAX_STEP, BatchChanges, BatchSize
 from pretrain.config import CheckpointConfig
 from pretrain.distributed import World
 from pretrain.durable import fsync
 from pretrain.engine import Engine
+from pretrain.engine_files import check_engine_files, contained
 from pretrain.errors import CheckpointError
 from pretrain.resharding import restore
-from pretrain.sealed import META_NAME, check_files, file_hashes
+from pretrain.sealed import META_NAME, Sealed, check_files, file_hashes, read_sealed
 from pretrain.whole_state import WholeState, write_whole_state
 
 logger = logging.getLogger(__name__)
@@ -55,16 +60,50 @@ class Position:
 
 
 @dataclass(frozen=True)
+class CheckpointMeta(Sealed):
+    """The fields of a checkpoint's meta.json."""
+
+    step: Annotated[int, Ge(0), Le(MAX_STEP)]
+    data_step: Annotated[int, Ge(0), Le(MAX_STEP)]
+    skipped: Annotated[int, Ge(0), Le(MAX_STEP)]
+    world_size: Annotated[int, Ge(1), Le(2**20)]
+    zero_stage: Literal[0, 1, 2, 3]
+    identity: dict[str, Any]
+    non_finite: Annotated[int, Ge(0), Le(MAX_STEP)] = 0
+    spikes: Annotated[int, Ge(0), Le(MAX_STEP)] = 0
+
+
+@dataclass(frozen=True)
+class SavedOrder:
+    """What of `identity.order` is read before it is compared."""
+
+    batch_size: BatchSize
+    batch_changes: BatchChanges = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Saved:
     """A complete checkpoint: where it is, and its meta.json."""
 
     path: Path
     meta: dict[str, Any]
 
+    @classmethod
+    def read(cls, path: Path) -> Saved:
+        """The checkpoint in a folder, its meta.json checked field by field; the other files are not looked at.
+
+        Raises:
+            CheckpointError: meta.json is missing or is not a checkpoint's.
+        """
+        meta = vars(read_sealed(path / META_NAME, CheckpointMeta))
+        typed(SavedOrder, meta["identity"].get("order"), f"{path / META_NAME}: identity.order", CheckpointError)
+        return cls(path, meta)
+
     @property
     def position(self) -> Position:
         """Where the run was."""
-        return Position(**{field.name: self.meta.get(field.name, 0) for field in fields(Position)})
+        return Position(**{entry.name: self.meta.get(entry.name, 0) for entry in fields(Position)})
 
     @property
     def weights(self) -> str:
@@ -125,7 +164,7 @@ class Checkpoints:
 
     def at(self, step: int) -> Saved:
         """The checkpoint of a step that is known to have been saved; not checked."""
-        return Saved(self._at(step), json.loads((self._at(step) / META_NAME).read_text()))
+        return Saved.read(self._at(step))
 
     def _finish(
         self, engine: Engine, position: Position, identity: dict[str, Any], state: Any, temporary: Path
@@ -177,7 +216,7 @@ class Checkpoints:
                 if problem:
                     logger.warning("passing over %s: %s", path, problem)
             if not self.world.sum([float(problem is not None)])[0]:
-                return Saved(path, json.loads((path / META_NAME).read_text()))
+                return Saved.read(path)
         if candidates:
             raise CheckpointError(
                 f"{self.directory}: none of its {len(candidates)} checkpoints is complete and undamaged. Restore one "
@@ -205,9 +244,16 @@ class Checkpoints:
         if (meta["world_size"], meta["zero_stage"]) != (self.world.size, engine.stage):
             self._load_whole(engine, saved)
             return
-        loaded, _ = engine.wrapped.load_checkpoint(str(path), ENGINE_TAG, load_lr_scheduler_states=False)
+        if (failure := self._collectively(lambda: self._check_engine_files(path))) is not None:
+            raise CheckpointError(failure if str(path) in failure else f"{path}: {failure}")
+        with contained(engine.wrapped):
+            loaded, _ = engine.wrapped.load_checkpoint(str(path), ENGINE_TAG, load_lr_scheduler_states=False)
         if loaded is None:
             raise CheckpointError(f"{path}: the engine's files could not be loaded")
+
+    def _check_engine_files(self, path: Path) -> None:
+        """This rank's share of the pickles that the engine is about to read: a bad one is refused on every rank."""
+        check_engine_files(sorted((path / ENGINE_TAG).rglob("*.pt"))[self.world.rank :: self.world.size])
 
     def _load_whole(self, engine: Engine, saved: Saved) -> None:
         """Restores what other ranks, or another ZeRO stage, have written: whole tensors, which rank 0 makes once."""

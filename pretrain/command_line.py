@@ -12,9 +12,11 @@ import inspect
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -22,6 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pretrain.config import TrainConfig
 from pretrain.errors import ConfigurationError
+from tokenizer.command_line import bound_yaml
 
 TRAINING = "Trains one configuration; start it with `deepspeed`, `torchrun` or plain `python`."
 Options = TypeVar("Options")
@@ -29,6 +32,7 @@ Options = TypeVar("Options")
 
 def build_parser(prog: str = "train.py", description: str = TRAINING) -> ArgumentParser:
     """The parser of `pretrain/train.py`, and of commands that read the same configuration and more."""
+    bound_yaml()
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML of the fields below; later arguments override it")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the deepspeed launcher; not used")
@@ -65,13 +69,24 @@ def parse_with(
         namespace = parser.parse_args(arguments)
         instantiated = vars(parser.instantiate_classes(_with_variables(namespace)))
     except (ArgumentError, ValueError, TypeError, OSError) as error:
-        raise ConfigurationError(explain(str(error), parser)) from error
+        message = explain(str(error), parser)
+        where = f"{', '.join(_config_files(arguments))}: " if "parsing config" in message else ""
+        raise ConfigurationError(where + message) from error
     try:
         config = TrainConfig(**{name: value for name, value in instantiated.items() if name not in outside})
         options = extra(**{name: instantiated[name] for name in own})
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
+    except TypeError as error:  # a null where a number is needed passes the parser
+        raise ConfigurationError(f"a field has no value, or one of another type than --help says: {error}") from error
     return config, _dump(parser, namespace, outside), options
+
+
+def _config_files(arguments: Sequence[str] | None) -> list[str]:
+    """The files that a command line names with --config."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    after = [following for word, following in pairwise(words) if word == "--config"]
+    return after + [word.partition("=")[2] for word in words if word.startswith("--config=")]
 
 
 def _with_variables(value: Any) -> Any:

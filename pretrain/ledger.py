@@ -30,6 +30,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from arch.outside_files import parse_json, typed
 from pretrain.durable import fsync, write_whole
 from pretrain.errors import LedgerError
 
@@ -102,11 +103,23 @@ class Ledger:
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                origin = json.loads(file.metadata()["ledger"])
-                ids_N, losses_N, counts_N = (file.get_tensor(name) for name in ("ids", "losses", "counts"))
-                return cls(ids_N, losses_N, counts_N, origin)
+                head = file.metadata()["ledger"]
+                tensors = [file.get_tensor(name) for name in ("ids", "losses", "counts")]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise LedgerError(f"{path}: not a ledger of losses ({type(error).__name__}: {error})") from error
+        origin = typed(dict[str, Any], parse_json(head, f"{path}: origin", LedgerError), f"{path}: origin", LedgerError)
+        found = [(str(tensor.dtype), tensor.shape) for tensor in tensors]
+        units = tensors[0].size
+        if found != [("int64", (units,)), ("float32", (units,)), ("float32", (units,))]:
+            raise LedgerError(
+                f"{path}: expected ids int64, losses and counts float32, one of each per unit; got {found}"
+            )
+        ids_N, losses_N, counts_N = tensors
+        if units and (ids_N.min() < 0 or np.unique(ids_N).size != units or not np.all(counts_N >= 0)):
+            raise LedgerError(
+                f"{path}: a unit is there twice, or its number or weight is negative; restore it from a copy"
+            )
+        return cls(ids_N, losses_N, counts_N, origin)
 
     def updated(self, ids_K: np.ndarray, losses_K: np.ndarray, counts_K: np.ndarray) -> Ledger:
         """This ledger with newer values of some units; of a unit named several times the last value counts."""

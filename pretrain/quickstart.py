@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arch.finding import newest_checkpoints
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import Pipeline
 from pretrain.walkthrough import PYTHON, Walkthrough, option, train_command
@@ -95,8 +96,8 @@ def quickstart(config: QuickstartConfig) -> Path:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The run's newest checkpoint, through the pointer that saving leaves."""
-    return run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+    """The run's newest complete checkpoint."""
+    return newest_checkpoints(run)[0]
 
 
 def next_steps(config: QuickstartConfig, report: Path) -> str:

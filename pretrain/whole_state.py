@@ -9,7 +9,7 @@
     stage 3     every parameter is cut by itself, its last part is padded; in a sub-group one follows the other
 
 Partitions are memory-mapped and put together one parameter after the other, so that converting holds one gigabyte, not
-the model. Only tensors and the few classes named below are unpickled (`weights_only`).
+the model. They are read as `engine_files.py` says: nothing but tensors and a few classes is unpickled.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pretrain.durable import fsync
+from pretrain.engine_files import read_engine_file
 from pretrain.errors import CheckpointError
 from pretrain.sealed import META_NAME, file_hashes
 
@@ -133,15 +134,10 @@ class WholeState:
 
 def _load(engine_files: Path, pattern: str) -> dict[str, Any]:
     """The first file that fits, memory-mapped."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
     paths = sorted(engine_files.glob(pattern))
     if not paths:
         raise CheckpointError(f"{engine_files}: there is no {pattern}")
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        return torch.load(paths[0], map_location="cpu", mmap=True, weights_only=True)
+    return read_engine_file(paths[0])
 
 
 def _read_partitions(

@@ -1,12 +1,15 @@
 """Turns a config dataclass into command-line options: one per field, with the field's docstring as its help."""
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
+from yaml import YAMLError
+
+from arch.outside_files import check_yaml
 
 
 def add_config_arguments(
@@ -21,6 +24,7 @@ def add_config_arguments(
         skip: fields that the command adds in its own way.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    bound_yaml()
     lists = {field.name: field for field in fields(config_class) if "list[" in str(field.type)}
     classes = [base for base in reversed(config_class.__mro__) if is_dataclass(base)]
     helps = {entry.arg_name: entry.description for base in classes for entry in parse_from_object(base).params}
@@ -32,6 +36,25 @@ def add_config_arguments(
         item = int if "int" in str(field.type) else str
         parser.add_argument(f"--{name}", nargs="+", type=item, required=required, default=default, help=helps[name])
     parser.add_class_arguments(config_class, skip={*lists, *skip})
+
+
+def bound_yaml() -> None:
+    """Makes every parser refuse YAML that is too large, too deep, or that grows beyond bounds by its aliases."""
+    loader = get_loader("yaml")
+    if loader is not _bounded_load:
+        _unbounded.append(loader)
+        set_loader("yaml", _bounded_load, (YAMLError,))
+
+
+_unbounded: list[Callable[[str], Any]] = []
+
+
+def _bounded_load(text: str) -> Any:
+    check_yaml(text, "YAML", YAMLError)
+    try:
+        return _unbounded[-1](text)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise YAMLError(f"{type(error).__name__}: {error}") from None  # what a tag does to a value it does not fit
 
 
 def end_interrupted(command: str) -> int:

@@ -11,23 +11,24 @@ Token shards need no encoding at all: their ids are counted as they lie on the d
 
 import hashlib
 import io
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from arch.outside_files import is_plain_name, read_json, typed
 from tokenizer.processes import end_with_parent
 from tokenizer.sliceable import SliceableTokenizer, open_saved_encoder
 from tokenizer.stretches import count_stretches, cuts_independently
@@ -116,6 +117,8 @@ def count_shards(directory: Path, tokenizer_hash: str, vocab_size: int) -> Count
             total += block
     documents = sum(shard["documents"] for shard in meta["shards"])
     for name in ("bos_token_id", "eos_token_id"):
+        if meta[name] >= vocab_size:
+            raise CountingError(f"{directory}: meta.json gives {name} {meta[name]}, outside of {vocab_size} ids")
         total[meta[name]] -= documents
     return Counts(total, documents, sum(shard["bytes"] for shard in meta["shards"]))
 
@@ -136,6 +139,25 @@ def shard_texts(directory: Path, backend: Tokenizer, budget: int) -> Iterator[st
                 yield backend.decode(document.tolist(), skip_special_tokens=False)
 
 
+@dataclass(frozen=True)
+class _Shard:
+    file: str
+    tokens: Annotated[int, Ge(0)]
+    documents: Annotated[int, Ge(0)]
+    bytes: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class _ShardsMeta:
+    """What is needed here of the meta.json that the data pipeline writes."""
+
+    tokenizer_hash: str
+    token_bytes: Literal[2, 4]
+    bos_token_id: Annotated[int, Ge(0)]
+    eos_token_id: Annotated[int, Ge(0)]
+    shards: list[_Shard]
+
+
 def is_shard_directory(path: Path) -> bool:
     """Whether a directory holds finished shards."""
     return (path / "meta.json").is_file()
@@ -148,14 +170,11 @@ def read_shard_meta(directory: Path) -> dict[str, Any]:
         CountingError: not JSON, or fields are missing.
     """
     path = directory / "meta.json"
-    try:
-        meta = json.loads(path.read_bytes())
-        needed = {"tokenizer_hash", "token_bytes", "bos_token_id", "eos_token_id", "shards"} - meta.keys()
-    except (ValueError, AttributeError) as error:
-        raise CountingError(f"{path}: not the meta.json of token shards ({error}); prepare again") from error
-    if needed:
-        raise CountingError(f"{path}: field {', '.join(sorted(needed))} is missing; prepare again")
-    return meta
+    content = read_json(path, CountingError)
+    meta = typed(_ShardsMeta, content, f"{path}: not the meta.json of token shards; prepare again", CountingError)
+    if outside := [shard.file for shard in meta.shards if not is_plain_name(shard.file)]:
+        raise CountingError(f"{path}: the shard {outside[0]!r} is not a file of this directory")
+    return asdict(meta)
 
 
 def map_shard(directory: Path, meta: dict[str, Any], shard: dict[str, Any]) -> np.ndarray:

@@ -1,13 +1,16 @@
 """Opens a tokenizer from whatever there is: a directory, SentencePiece model, tokenizer.json, GGUF file or hub id."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from arch.outside_files import read_bytes, read_json
 from tokenizer.convert import to_backend, tokenizer_config
-from tokenizer.model_proto import ModelFormatError, parse_model
+from tokenizer.model_proto import MAX_MODEL_BYTES, ModelFormatError, parse_model
 
 if TYPE_CHECKING:  # transformers takes seconds to import; `python -m tokenizer --help` does not need it
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +22,18 @@ LIKELY_NAMES = {
     "pad_token": ("<pad>", "<|padding|>"),
 }
 """Special tokens of a bare tokenizer.json, which does not say which of its tokens plays which part."""
+
+
+DIRECTORY_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+)
+"""What transformers reads in the directory of a tokenizer."""
+TRIAL = "A trial: the ids of 3 words, 文字 \u2581é\n"
+"""What a tokenizer encodes and decodes before it is handed out."""
 
 
 class TokenizerLoadError(ValueError):
@@ -67,10 +82,10 @@ def _from_directory(directory: Path) -> "PreTrainedTokenizerBase":
     if (directory / "tokenizer.json").is_file():
         from transformers import AutoTokenizer
 
-        try:
-            return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        except Exception as error:  # tokenizers raises bare Exception for a damaged file
-            raise TokenizerLoadError(f"{directory}: cannot be read as a tokenizer ({error})") from error
+        for file in filter(Path.is_file, (directory / name for name in DIRECTORY_FILES)):
+            read_json(file, TokenizerLoadError)
+        with _native_errors(f"{directory}: cannot be read as a tokenizer"):
+            return _tried(AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
     models = sorted(directory.glob("*.model"))
     weights = [] if models else sorted(directory.glob("*.gguf"))
     if len(models) + len(weights) == 1:
@@ -87,24 +102,54 @@ def _from_file(file: Path) -> "PreTrainedTokenizerBase":
     if file.suffix == ".gguf":
         return _from_gguf(file)
     try:
-        proto = parse_model(file.read_bytes(), str(file))
+        proto = parse_model(read_bytes(file, TokenizerLoadError, MAX_MODEL_BYTES), str(file))
+        with _native_errors(f"{file}: not a SentencePiece model that can be used"):
+            return _tried(_wrapped(to_backend(proto, str(file)), tokenizer_config(proto)))
     except ModelFormatError as error:
         raise TokenizerLoadError(str(error)) from error
-    return _wrapped(to_backend(proto, str(file)), tokenizer_config(proto))
 
 
 def _from_json(file: Path) -> "PreTrainedTokenizerBase":
     """A tokenizer.json alone; its directory's tokenizer_config.json is used when there is one."""
     if file.name == "tokenizer.json" and (file.parent / "tokenizer_config.json").is_file():
         return _from_directory(file.parent)
-    try:
-        backend = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise TokenizerLoadError(f"{file}: not a tokenizer.json ({error})") from error
+    backend = read_backend(file)
     vocabulary = backend.get_vocab()
     found = {part: [name for name in names if name in vocabulary] for part, names in LIKELY_NAMES.items()}
     named = {part: names[0] for part, names in found.items() if names}
-    return _wrapped(backend, {**named, "clean_up_tokenization_spaces": False})
+    with _native_errors(f"{file}: not a tokenizer.json that can be used"):
+        return _tried(_wrapped(backend, {**named, "clean_up_tokenization_spaces": False}))
+
+
+def read_backend(file: Path) -> Tokenizer:
+    """The `tokenizers` pipeline in a tokenizer.json.
+
+    Raises:
+        TokenizerLoadError: it cannot be read.
+    """
+    read_json(file, TokenizerLoadError)  # bounds its size and depth before the library reads it
+    with _native_errors(f"{file}: not a tokenizer.json"):
+        return Tokenizer.from_file(str(file))
+
+
+def _tried(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """The same, after it has encoded and decoded a text: some damage shows only there."""
+    tokenizer.decode(tokenizer.encode(TRIAL, add_special_tokens=False))
+    return tokenizer
+
+
+@contextmanager
+def _native_errors(problem: str) -> Iterator[None]:
+    """For the body of a `with`: whatever the library throws is a TokenizerLoadError that begins with `problem`."""
+    try:
+        yield
+    except (TokenizerLoadError, ModelFormatError):
+        raise
+    except BaseException as error:
+        # Damaged files raise bare Exception, or panic, which is no Exception and whose class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerLoadError(f"{problem} ({error})") from error
 
 
 def _from_gguf(file: Path) -> "PreTrainedTokenizerBase":

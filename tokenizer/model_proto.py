@@ -5,6 +5,7 @@ protobuf older than the one they were made with. These are described at first us
 Numbers and defaults are those of sentencepiece_model.proto.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,12 @@ ModelProto = Any
 # Values of the enumerations: model types and kinds of pieces.
 UNIGRAM_MODEL, BPE_MODEL = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+KINDS = frozenset({NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE})
+MAX_PIECE = 512
+"""Characters of an ordinary piece; SentencePiece trains 16 unless told otherwise."""
+MAX_MODEL_BYTES = 2**27
+"""Of a model file; those with a quarter of a million pieces have 5 million bytes."""
 
 NORMALIZER_FIELDS = {
     "name": (1, "string", None),
@@ -62,7 +69,34 @@ def parse_model(model: bytes, origin: str) -> ModelProto:
         raise ModelFormatError(f"{origin}: not a SentencePiece model ({error})") from error
     if not proto.pieces:
         raise ModelFormatError(f"{origin}: not a SentencePiece model (it has no pieces)")
+    _check(proto, origin)
     return proto
+
+
+def _check(proto: ModelProto, origin: str) -> None:
+    """Refuses what SentencePiece refuses as well, and pieces so long that looking at every cut of them takes hours."""
+    seen: set[str] = set()
+    try:
+        for number, piece in enumerate(proto.pieces):
+            text, where = piece.piece, f"{origin}: piece {number}"
+            if not text or text in seen:
+                raise ModelFormatError(f"{where} is {'there twice' if text else 'empty'}")
+            if piece.type == NORMAL and len(text) > MAX_PIECE:
+                raise ModelFormatError(f"{where} has {len(text):,} characters, more than {MAX_PIECE}")
+            if piece.type not in KINDS or not math.isfinite(piece.score):
+                raise ModelFormatError(f"{where} has type {piece.type} and score {piece.score}, which cannot be")
+            seen.add(text)
+        specs = (proto.normalizer_spec, proto.denormalizer_spec)
+        names = [(spec.name, spec.normalization_rule_tsv) for spec in specs]
+    except UnicodeDecodeError as error:
+        raise ModelFormatError(f"{origin}: a text in it is not UTF-8 ({error.reason})") from None
+    del names  # read only to see that they are text
+    if not 0 <= proto.trainer_spec.unk_id < len(proto.pieces):
+        raise ModelFormatError(
+            f"{origin}: unk_id {proto.trainer_spec.unk_id} is none of its {len(proto.pieces)} pieces"
+        )
+    if not any(piece.type == NORMAL for piece in proto.pieces):
+        raise ModelFormatError(f"{origin}: holds no ordinary piece")
 
 
 @cache

@@ -8,12 +8,19 @@
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
+
+from arch.outside_files import read_json, typed
 
 MAP_FILE = "vocabulary_map.json"
 FORMAT = 1
+MAX_VOCABULARY = 2**24
+"""Ids that a donor can have; tables of that length are made from a file's word."""
 
 
 class VocabularyMapError(ValueError):
@@ -26,7 +33,7 @@ class VocabularyMap:
 
     donor_hash: str
     hash: str
-    donor_vocab_size: int
+    donor_vocab_size: Annotated[int, Ge(1), Le(MAX_VOCABULARY)]
     kept: list[int]
     format: int = FORMAT
 
@@ -46,14 +53,12 @@ class VocabularyMap:
             raise VocabularyMapError(
                 f"{path}: not found; give the --output of `python -m tokenizer compress`, which holds one"
             )
-        try:
-            loaded = cls(**json.loads(path.read_bytes()))
-            ids = np.array(loaded.kept, dtype=np.int64)
-            sound = loaded.format == FORMAT and len(ids) > 0 and ids[0] >= 0 and bool(np.all(np.diff(ids) > 0))
-            sound = sound and int(ids[-1]) < loaded.donor_vocab_size
-        except (ValueError, TypeError) as error:
-            raise VocabularyMapError(f"{path}: not a vocabulary map ({error}); compress again") from error
-        if not sound:
+        content = read_json(path, VocabularyMapError)
+        loaded = typed(cls, content, f"{path}: not a vocabulary map; compress again", VocabularyMapError)
+        bounded = [-1, *loaded.kept, loaded.donor_vocab_size]
+        rising = all(old < following for old, following in pairwise(bounded))
+        unknown = content.keys() - vars(loaded).keys()
+        if loaded.format != FORMAT or not loaded.kept or not rising or unknown:
             raise VocabularyMapError(
                 f"{path}: expected format {FORMAT} and rising ids below donor_vocab_size in `kept`; compress again"
             )

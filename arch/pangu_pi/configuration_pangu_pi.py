@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 
 # Every activation with sigma(0) = 0, so that a term whose scale and bias are zero adds nothing.
+MAX_SIZE, MAX_TERMS = 2**31, 64  # lists of that length are made of what a file says
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -74,6 +75,8 @@ class PanguPiConfig(LlamaConfig):
         for field in SIZES:
             if (size := getattr(self, field)) is not None and size < 1:
                 raise ValueError(f"{field} is {size}; it must be at least 1")
+            if size is not None and size > (MAX_TERMS if field == "series_terms" else MAX_SIZE):
+                raise ValueError(f"{field} is {size}, larger than in any model")
         super().__post_init__(**kwargs)
 
     @property

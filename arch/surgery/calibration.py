@@ -6,15 +6,16 @@ consecutive tokens of one shard; documents meet inside rows, as in packed traini
 Shapes: N rows, S tokens.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
+from ..outside_files import is_plain_name, read_json, typed
 from .errors import CalibrationError
 
 
@@ -94,6 +95,22 @@ def draw_rows(shards: Shards, counts: Sequence[int], sequence_length: int, seed:
     return list(torch.from_numpy(rows_NS).split(list(counts)))
 
 
+@dataclass(frozen=True)
+class _Shard:
+    file: str
+    tokens: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class _ShardsMeta:
+    """What is needed here of the meta.json that the data pipeline writes."""
+
+    tokenizer_hash: str
+    vocab_size: Annotated[int, Ge(1)]
+    token_bytes: Literal[2, 4]
+    shards: list[_Shard]
+
+
 def _read_meta(directory: Path) -> dict[str, Any]:
     """The fields of meta.json that are needed here, checked."""
     path = directory / "meta.json"
@@ -103,18 +120,11 @@ def _read_meta(directory: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise CalibrationError(f"{path}: not found; {directory} is not a finished directory of token shards")
-    try:
-        meta = json.loads(path.read_bytes())
-        names = [shard["file"] for shard in meta["shards"]]
-        sizes = [meta["vocab_size"], meta["token_bytes"], *(shard["tokens"] for shard in meta["shards"])]
-        valid = all(isinstance(size, int) for size in sizes) and isinstance(meta["tokenizer_hash"], str)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CalibrationError(f"{path}: not the meta.json of token shards ({type(error).__name__}: {error})") from None
-    if not valid or meta["token_bytes"] not in (2, 4):
-        raise CalibrationError(f"{path}: a field has the wrong type, or token_bytes is neither 2 nor 4")
-    if outside := [name for name in names if Path(name).name != name]:
+    where = f"{path}: not the meta.json of token shards: a field is missing or has the wrong type"
+    meta = typed(_ShardsMeta, read_json(path, CalibrationError), where, CalibrationError)
+    if outside := [shard.file for shard in meta.shards if not is_plain_name(shard.file)]:
         raise CalibrationError(f"{path}: the shard {outside[0]!r} is not a file of this directory")
-    return meta
+    return asdict(meta)
 
 
 def _map(directory: Path, shard: dict[str, Any], token_bytes: int) -> np.memmap:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
+from ..outside_files import read_json
 from ..pangu_pi import PanguPiForCausalLM
 from .bypass import least_harmful
 from .errors import SurgeryError
@@ -67,8 +67,8 @@ def layers_of(directory: str | Path) -> list[int]:
     """
     file = Path(directory) / REPORT_FILE
     try:
-        return [int(index) for index in json.loads(file.read_bytes())["layers"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [int(index) for index in read_json(file, SurgeryError)["layers"]]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise SurgeryError(
             f"layers.same_as: {file} does not say which layers were kept ({type(error).__name__}); "
             "give the --out of an earlier `python -m arch inherit`"

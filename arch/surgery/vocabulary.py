@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..outside_files import read_json
 from .errors import CalibrationError, SurgeryError
 
 MAP_FILE = "vocabulary_map.json"
@@ -74,14 +74,14 @@ def read_vocabulary_map(path: str | Path) -> VocabularyMap:
     file = path / MAP_FILE if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such vocabulary map; give the --out of `python -m tokenizer compress`")
+    content = read_json(file, SurgeryError)
     try:
-        content = json.loads(file.read_bytes())
         version, size, kept = content["format"], content["donor_vocab_size"], content["kept"]
         donor_hash, new_hash = str(content["donor_hash"]), str(content["hash"])
         ascending = all(old < following for old, following in itertools.pairwise(kept))
         valid = bool(kept) and ascending and kept[0] >= 0 and kept[-1] < size
         rows = torch.tensor(kept, dtype=torch.int64)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise SurgeryError(f"{file}: not a vocabulary map ({type(error).__name__}: {error})") from None
     if version != 1 or not valid:
         raise SurgeryError(

@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 from arch.config_file import ModelConfigError, check_names, read_fields
 
+LARGEST = 2**20
+"""Any size, and the number of codes: a description beside weights from elsewhere is believed no further."""
+MOST_LAYERS = 256
+
 
 @dataclass(frozen=True)
 class VisualTokenizerConfig:
@@ -42,12 +46,16 @@ class VisualTokenizerConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "grid", "stem", "width", "blocks", "codes", "code_dim"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ModelConfigError(f"{name}: must be a whole number of at least 1, found {value!r}")
+            if type(value) is not int or not 1 <= value <= LARGEST:
+                raise ModelConfigError(f"{name}: must be a whole number from 1 to {LARGEST:,}, found {value!r}")
+        if self.blocks > MOST_LAYERS or len(self.levels) > MOST_LAYERS:
+            raise ModelConfigError(f"blocks, levels: more than {MOST_LAYERS} of them")
         if self.quantizer not in ("vq", "fsq"):
             raise ModelConfigError(f"quantizer: must be vq or fsq, found {self.quantizer!r}")
         if not self.levels or not all(isinstance(level, int) and level >= 3 for level in self.levels):
             raise ModelConfigError(f"levels: must be whole numbers of at least 3, found {list(self.levels)}")
+        if self.vocab_size > LARGEST:
+            raise ModelConfigError(f"levels: {self.vocab_size:,} codes, more than {LARGEST:,}")
         if not 0 < self.decay < 1 or self.dead_code_threshold < 0:
             raise ModelConfigError(
                 f"decay, dead_code_threshold: must lie between 0 and 1, and be at least 0; found {self.decay}, "
@@ -75,6 +83,19 @@ class VisualTokenizerConfig:
     def halvings(self) -> int:
         """Times that the encoder halves the resolution after the stem."""
         return (self.image_size // (self.grid * self.stem)).bit_length() - 1
+
+    @property
+    def weights(self) -> int:
+        """Numbers in the convolutions, without biases, and in a vq codebook: most of what the network holds."""
+        w, pixels = self.width, 3 * self.stem**2
+        blocks = 2 * (self.halvings + 1) * self.blocks * 2 * 9 * w * w
+        ends = 2 * 9 * pixels * w + (9 + 1) * w * self.latent_dim
+        return (
+            blocks
+            + ends
+            + 2 * self.halvings * 9 * w * w
+            + (self.codes * self.code_dim if self.quantizer == "vq" else 0)
+        )
 
     @property
     def groups(self) -> int:

@@ -57,10 +57,10 @@ def test_bad_shards_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"token_bytes": 8}, "token_bytes is neither 2 nor 4"),
+        ({"token_bytes": 8}, "token_bytes: Input should be 2 or 4"),
         ({"vocab_size": "97"}, "wrong type"),
         ({"shards": [{"file": "../00000.ds", "tokens": 1}]}, "is not a file of this directory"),
-        ({"shards": None}, "TypeError"),
+        ({"shards": None}, "shards: Input should be a valid array"),
         ({"tokenizer_hash": None}, "wrong type"),
     ],
 )
@@ -71,7 +71,7 @@ def test_a_broken_meta_is_named(tmp_path, change, message):
         open_shards([tmp_path / "a"])
     assert str(meta) in str(error.value)
     meta.write_text("{")
-    with pytest.raises(CalibrationError, match="JSONDecodeError"):
+    with pytest.raises(CalibrationError, match="not JSON"):
         open_shards([tmp_path / "a"])
 
 

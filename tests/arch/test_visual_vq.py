@@ -134,7 +134,7 @@ def test_dead_codes_are_replaced():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 0}, "width: must be a whole number of at least 1, found 0"),
+        ({"width": 0}, "width: must be a whole number from 1 to 1,048,576, found 0"),
         ({"grid": 3}, "grid: image_size 16 must be grid 3 \\* stem 2 \\* a power of two"),
         ({"grid": 16}, "grid: image_size 16"),
         ({"quantizer": "lfq"}, "quantizer: must be vq or fsq, found 'lfq'"),

@@ -153,7 +153,7 @@ def edit_meta(**fields: object):
         (damage_index, r"00000\.ds\.index: truncated: expected 160 bytes, found 152"),
         (damage_missing, r"00002\.ds: named in meta\.json but missing"),
         (damage_no_meta, r"meta\.json: not found, so .* is not a finished shard directory; run"),
-        (damage_half_meta, r"meta\.json: expected a JSON object with format_version, found .*; prepare again"),
+        (damage_half_meta, r"meta\.json:\d+: not JSON \(.*; prepare again"),
         (edit_meta(format_version=99), r"expected format_version 1, found 99"),
         (edit_meta(tokens=5), r"tokens is 5 but the shards add up to \d+"),
         (edit_meta(token_bytes=3), r"expected token_bytes 2 or 4, found 3"),

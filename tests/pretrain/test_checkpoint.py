@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from pretrain import checkpoint
 from pretrain.checkpoint import Checkpoints, check_files, list_checkpoints
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
+from pretrain.sealed import file_hashes
 from pretrain.trainer import Outcome, Trainer, train
 from pretrain.whole_state import write_whole_state
 from tests.pretrain.conftest import rows
@@ -160,3 +164,62 @@ def test_metrics_cut_off_in_the_middle_of_a_line_are_mended(tmp_path):
         file.write('{"kind": "train", "st')
     train(parse(toy(tmp_path, steps=5))[0])
     assert [row["step"] for row in rows(tmp_path, "train")] == [1, 2, 3, 4, 5]
+
+
+class Payload:
+    """Unpickling it without limits makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.mark,)
+
+
+def plant(checkpoint: Path, pattern: str, mark: Path) -> Path:
+    """Puts a payload into an engine file of a checkpoint, beside what was there, and makes the checksums right."""
+    (file,) = (checkpoint / "engine").glob(pattern)
+    torch.save(torch.load(file, weights_only=False) | {"payload": Payload(mark)}, file)
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    meta["sha256"] = file_hashes(checkpoint)
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    assert check_files(checkpoint) is None
+    torch.load(file, weights_only=False)
+    assert mark.is_file()  # it is a payload that works
+    mark.unlink()
+    return file
+
+
+@pytest.mark.parametrize("pattern", ["*model_states.pt", "*optim_states.pt"])
+@pytest.mark.parametrize("stage", ["1", "2"], ids=["same layout", "converted"])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, pattern, stage):
+    output, mark = tmp_path / "run", tmp_path / "the payload ran"
+    run([*toy(output, steps=4), "--engine.zero_stage", "1"])
+    file = plant(output / "checkpoints" / "step_00000004", pattern, mark)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(file))}: its pickle names .*pathlib.*nothing of it"):
+        run([*toy(output, steps=6), "--engine.zero_stage", stage])
+    assert not mark.exists()
+
+
+def test_the_engines_own_reader_refuses_it_as_well(tmp_path, monkeypatch):
+    mark = tmp_path / "the payload ran"
+    monkeypatch.setattr(checkpoint, "check_engine_files", lambda paths: None)  # as if replaced after the check
+    run(toy(tmp_path / "run", steps=4))
+    plant(tmp_path / "run" / "checkpoints" / "step_00000004", "*model_states.pt", mark)
+    with pytest.raises(CheckpointError, match="its pickle names"):
+        run(toy(tmp_path / "run", steps=6))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+def test_every_stage_resumes_through_the_contained_reader(tmp_path, stage):
+    run([*toy(tmp_path, steps=4), "--engine.zero_stage", stage])
+    run([*toy(tmp_path, steps=6), "--engine.zero_stage", stage])
+    assert [row["step"] for row in rows(tmp_path, "train")] == list(range(1, 7))
+    assert [row["event"] for row in rows(tmp_path, "event")] == ["resume"]
+
+
+def test_a_reader_that_unpickles_without_limits_is_refused(tmp_path):
+    run(toy(tmp_path, steps=4))
+    with pytest.raises(CheckpointError, match=r"engine\.deepspeed chooses .* universal checkpoints"):
+        run([*toy(tmp_path, steps=6), "--engine.deepspeed", '{"checkpoint": {"load_universal": true}}'])

@@ -135,7 +135,7 @@ def damage(directory: Path, name: str) -> None:
         (lambda d: (d / "model.safetensors").write_bytes(b"PK junk"), r"model\.safetensors: missing or damaged"),
         (lambda d: damage(d, "model.safetensors"), "are not what was saved"),
         (lambda d: (d / VISUAL_FILE).unlink(), f"holds no {VISUAL_FILE}"),
-        (lambda d: (d / VISUAL_FILE).write_text("{"), "cannot be read as JSON"),
+        (lambda d: (d / VISUAL_FILE).write_text("{"), "not JSON"),
         (lambda d: (d / VISUAL_FILE).write_text("[]"), "expected a mapping"),
         (lambda d: edit(d, kind="mystery"), "unknown kind 'mystery'"),
         (lambda d: edit(d, grid=7), "grid is 7, the weights say 4"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from arch.finding import newest_checkpoints
+from arch.outside_files import read_json
 from tokenizer.visual.base import VISUAL_FILE, WEIGHTS_FILE, VisualTokenizer, VisualTokenizerError
 
+MAX_DESCRIPTION_BYTES = 2**20
+MAX_IMAGE_SIZE = 2**13
+"""Pixels of a side: images are made of this size from a file's word; `tokenizer.images` reads none that are larger."""
 GEOMETRY = ("image_size", "grid", "vocab_size")
 
 
@@ -45,7 +48,7 @@ def load_visual_tokenizer(path: str | Path) -> VisualTokenizer:
     weights = _read_weights(directory / WEIGHTS_FILE)
     try:
         tokenizer = _build(description, weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         reason = str(error) if isinstance(error, VisualTokenizerError) else f"{type(error).__name__}: {error}"
         raise VisualTokenizerError(f"{directory / WEIGHTS_FILE} does not fit {VISUAL_FILE}: {reason}") from None
     for name in GEOMETRY:
@@ -76,15 +79,14 @@ def _build(description: dict[str, Any], weights: dict[str, np.ndarray]) -> Visua
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VisualTokenizerError(f"{path}: cannot be read as JSON ({error})") from None
+    description = read_json(path, VisualTokenizerError, MAX_DESCRIPTION_BYTES)
     if not isinstance(description, dict):
         raise VisualTokenizerError(f"{path}: expected a mapping, found {type(description).__name__}")
     for name, kind in (("kind", str), ("hash", str), *((name, int) for name in GEOMETRY)):
-        if not isinstance(description.get(name), kind):
+        if type(description.get(name)) is not kind:
             raise VisualTokenizerError(f"{path}: {name} is {description.get(name)!r}, expected {kind.__name__}")
+    if not 1 <= description["image_size"] <= MAX_IMAGE_SIZE:
+        raise VisualTokenizerError(f"{path}: image_size must lie between 1 and {MAX_IMAGE_SIZE}")
     return description
 
 

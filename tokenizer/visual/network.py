@@ -60,6 +60,11 @@ class NetworkTokenizer(VisualTokenizer):
             config = visual_config(description["model"], "model")
             if config.quantizer != description["kind"]:
                 raise ValueError(f"kind is {description['kind']}, but model.quantizer {config.quantizer}")
+            # A description of a few bytes can ask for any amount of memory; the file of weights has to be as large.
+            if config.weights > (held := sum(array.size for array in weights.values())):
+                raise ValueError(
+                    f"the model that is described holds {config.weights:,} numbers, the file only {held:,}"
+                )
             network = VqModel(config)
         network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
         return cls(network)
