@@ -23,11 +23,13 @@ from tests.faults.injuries import INJURIES, LIMIT, PLANTED, Place, mount, termin
 from tests.faults.job import Job
 from tests.pretrain.conftest import TINY, rows
 
-STEPS, EVERY, KEEP = 160, 8, 3
+EVERY, KEEP = 8, 3
+FIRST = 2 * EVERY + 2
+"""No injury before this step: there is a checkpoint to go back to, and another one if that is damaged."""
 IN_QUESTION = range(81, 95)
 """Steps at which a stop that saves would give the rollback another checkpoint to go back to."""
-LONGEST_GAP = 14
-"""Steps that a launch trains at most before it is hurt."""
+LONGEST_GAP, RESERVE = 14, 6
+"""Steps that a launch trains at most before it is hurt, and those that it may do until it feels it."""
 WOUNDS = {"nan_batch": [30], "nan_gradient": [57], "loss_spike": [90, 91, 92]}
 IN_DOUBT = 3
 """Steps for which a checkpoint may be put off because the loss spikes."""
@@ -56,12 +58,15 @@ class Campaign:
         corpus: token shards, train and valid.
         stage: ZeRO stage.
         seed: of all that is random.
-        kinds: of injuries, in their order.
+        kinds: of injuries, in their order; the run has steps for all of them.
     """
 
     def __init__(self, folder: Path, corpus: dict[str, Path], stage: int, seed: int, kinds: Sequence[str]) -> None:
         self.folder, self.corpus, self.stage, self.kinds = folder, corpus, stage, kinds
         self.draw = random.Random(seed)
+        self.steps = FIRST + (LONGEST_GAP + RESERVE) * (len(kinds) + 1)
+        if self.steps <= IN_QUESTION.stop:
+            raise ValueError(f"kinds: {len(kinds)} make a run of {self.steps} steps, too short for the planted wounds")
         disk = folder / "disk"
         self.place = Place(disk / "run", folder / "shards", corpus["valid"], disk / "filler")
         self.left_alone = folder / "whole"
@@ -97,7 +102,7 @@ class Campaign:
             job = self._start(self.place.run, clock=kind == "clock set back")
             try:
                 self._take_up(job, records)
-                target = min(job.step + self.draw.randint(1, LONGEST_GAP), STEPS - 2)
+                target = max(FIRST, job.step + self.draw.randint(1, LONGEST_GAP))
                 if INJURIES[kind].saves and target in IN_QUESTION:
                     target = IN_QUESTION.stop
                 job.wait_for_step(target, START_SECONDS)
@@ -140,7 +145,7 @@ class Campaign:
         job.remember()
         injury.inflict(job, self.place, self.draw)
         if injury.survives:
-            job.wait_for_step(min(job.step + 2, STEPS), START_SECONDS)
+            job.wait_for_step(job.step + 2, START_SECONDS)
             terminate(job, self.place, self.draw)
         seconds = job.wait_for_end(LIMIT)
         assert re.search(injury.says, job.text), f"{kind}: {injury.says!r} is not said: {job.text[-3000:]}"
@@ -173,7 +178,7 @@ class Campaign:
             [(row["step"], row["loss"], row["lr"]) for row in rows(run, "train")]
             for run in (self.left_alone, self.place.run)
         )
-        assert [step for step, *_ in expected] == list(range(1, STEPS + 1))
+        assert [step for step, *_ in expected] == list(range(1, self.steps + 1))
         assert actual == expected
         events = {row["event"] for row in rows(self.place.run, "event")}
         assert {"skip", "spike", "rollback"} <= events, events
@@ -188,7 +193,7 @@ class Campaign:
             "task.valid": json.dumps({"all": str(self.corpus["valid"])}),
             "task.sequence_length": 32,
             "output": run,
-            "steps": STEPS,
+            "steps": self.steps,
             "batch.size": 8,
             "batch.micro_size": 2,
             "optimizer.lr": 0.01,
@@ -196,7 +201,7 @@ class Campaign:
             "loader.workers": 1,
             "checkpoint.every": EVERY,
             "checkpoint.keep": KEEP,
-            "validation.every": STEPS,
+            "validation.every": self.steps,
             "validation.samples": 8,
             "guards.spike_rollback": "true",
             "distributed.silence_seconds": 6,

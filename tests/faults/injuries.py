@@ -105,8 +105,13 @@ def empty_disk(place: Place) -> None:
 
 
 def start_second(job: Job, place: Place, draw: random.Random) -> None:
+    """The first job holds its breath meanwhile, or it would be done before the second has even begun."""
+    for rank in job.ranks():
+        rank.suspend()
     second = Job(place.run, job.words, job.log.with_suffix(".second"), {})
     wait_until(lambda: second.process.poll() is not None, LIMIT, "the end of the second job")
+    for rank in job.ranks():
+        rank.resume()
     assert second.process.returncode != 0 and "another job trains there" in second.text, second.text[-2000:]
 
 
