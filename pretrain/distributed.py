@@ -96,7 +96,7 @@ def initialise_world(timeout_seconds: float = 1800) -> World:
         timeout_seconds: how long to wait for all ranks to join, and for one collective of the engine.
     """
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
@@ -135,7 +135,8 @@ def _own_address(other: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def _free_port() -> str:
+def free_port() -> str:
+    """A TCP port of this host that nothing listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
