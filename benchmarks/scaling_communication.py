@@ -12,11 +12,11 @@ doc/PERFORMANCE.md, derives the same factors).
 
 At stages 1 and 2 DeepSpeed averages whole buckets by an all-reduce of which a rank keeps its part
 (`use_multi_rank_bucket_allreduce`, on by default: stage_1_and_2.py, average_tensor), where the paper counts a
-reduce-scatter; the all-gather of updated weights comes on top. Stage 1 communicates at the last micro-batch only, stages
-2 and 3 at each. At stage 3 weights that are used again within max_reuse_distance elements (10^9) are not gathered again
-for backward: half of these elements lie before the turn of the pass.
+reduce-scatter; the all-gather of updated weights comes on top. Stage 1 communicates at the last micro-batch only,
+stages 2 and 3 at each. At stage 3 weights that are used again within max_reuse_distance elements (10^9) are not
+gathered again for backward: half of these elements lie before the turn of the pass.
 
-`count` trains a tiny model on two ranks and adds up what its collectives carry, so the formulas are checked, not believed.
+`count` trains a tiny model on two ranks and adds up what its collectives carry: the formulas are checked, not believed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ MODELS = {"1B Pro": "pangu_pi_1b_pro", "1.5B Pro": "pangu_pi_1_5b_pro"}
 LENGTH = 2048
 BATCH_TOKENS = 1024 * LENGTH
 """The global batch of configs/pangu_pi/*.yaml, the paper's."""
+ALWAYS_CUT = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}}
+"""Settings of stage 3 under which even a tiny model is cut and gathered as a large one is."""
+COUNTED = (1, 3)
+"""Micro-batches of a step whose communication is counted."""
 WEIGHT_BYTES = {0: 4, 1: 2, 2: 2, 3: 2}
 """Without ZeRO our engine trains in fp32."""
 
@@ -65,8 +69,8 @@ class Cluster:
 
 
 # NVLink, both directions together: A100 600 GB/s (nvidia.com/en-us/data-center/nvlink), H100 900 GB/s
-# (nvidia.com/en-us/technologies/hopper-architecture). One 200 Gb/s adapter per GPU is DGX A100 (HDR), one of 400 Gb/s is
-# DGX H100 (DGX H100 User Guide, table "Network Modules"; NDR).
+# (nvidia.com/en-us/technologies/hopper-architecture). An adapter of 200 Gb/s (HDR) or 400 Gb/s (NDR, ConnectX-7) for
+# each GPU is an assumption about the cluster; the DGX H100 User Guide, table "Network Modules", shows one per GPU.
 CLUSTERS = [
     Cluster("H100, 400 Gb/s per GPU", "h100-80", 450e9, 8 * 400e9 / 8),
     Cluster("A100, 200 Gb/s per GPU", "a100-80", 300e9, 8 * 200e9 / 8),
@@ -93,8 +97,24 @@ def shapes(models: Path) -> dict[str, Shape]:
     return found
 
 
-def sent(stage: int, parameters: int, ranks: int, accumulation: int = 1, width: int | None = None) -> float:
-    """Bytes that one rank sends in one step, as DeepSpeed does it."""
+def sent(
+    stage: int,
+    parameters: int,
+    ranks: int,
+    accumulation: int = 1,
+    width: int | None = None,
+    reuse: int = STAGE_3_DEFAULTS["stage3_max_reuse_distance"],
+) -> float:
+    """Bytes that one rank sends in one step, as DeepSpeed does it.
+
+    Args:
+        stage: of ZeRO.
+        parameters: P.
+        ranks: n.
+        accumulation: K.
+        width: w; None takes what the stage trains in.
+        reuse: stage 3's max_reuse_distance, in elements.
+    """
     reduced, gathered = 2 * parameters, parameters
     if stage == 0:
         elements = reduced
@@ -103,7 +123,7 @@ def sent(stage: int, parameters: int, ranks: int, accumulation: int = 1, width: 
     elif stage == 2:
         elements = accumulation * reduced + gathered
     else:
-        kept = min(parameters, STAGE_3_DEFAULTS["stage3_max_reuse_distance"] // 2)
+        kept = min(parameters, reuse // 2)
         elements = accumulation * (parameters + (parameters - kept) + parameters)
     return elements * (ranks - 1) / ranks * (WEIGHT_BYTES[stage] if width is None else width)
 
@@ -147,33 +167,39 @@ class Counter(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def count_here(stage: int, accumulation: int) -> None:
-    """Two ranks: the bytes of the second step, which rank 0 prints with the number of parameters."""
+def count_here() -> None:
+    """On two ranks: the bytes of the second step at every stage with 1 and 3 micro-batches, which rank 0 prints."""
     from pretrain.distributed import initialise_world
     from pretrain.engine import Engine
 
     world = initialise_world()
-    with tempfile.TemporaryDirectory() as folder:
-        config = configuration(TINY, Path(folder), stage, world.size, accumulation)
-    engine = Engine(config, config.task, world)
-    counter = Counter(world.size)
-    batch = config.task.example_batch(config.batch.micro_size)
-    for step in range(2):
-        if step:
-            counter.__enter__()
-        for _ in range(engine.accumulation):
-            engine.backward(engine.wrapped(batch).total / config.task.weight(batch))
-            engine.update()
-    counter.__exit__(None, None, None)
-    if world.is_main:
-        print(json.dumps({"parameters": engine.parameters, "bytes": counter.bytes}))
-    engine.close()
+    for stage in range(4):
+        for accumulation in COUNTED:
+            with tempfile.TemporaryDirectory() as folder:
+                config = configuration(TINY, Path(folder), stage, world.size, accumulation)
+            if stage == 3:
+                config = replace(config, engine=replace(config.engine, deepspeed=ALWAYS_CUT))
+            engine = Engine(config, config.task, world)
+            batch = config.task.example_batch(config.batch.micro_size)
+
+            def step(engine: Engine = engine, config: Any = config, batch: Any = batch) -> None:
+                for _ in range(engine.accumulation):
+                    engine.backward(engine.wrapped(batch).total / config.task.weight(batch))
+                    engine.update()
+
+            step()
+            with Counter(world.size) as counter:
+                step()
+            if world.is_main:
+                found = {"stage": stage, "accumulation": accumulation, "parameters": engine.parameters}
+                print(json.dumps(found | {"bytes": counter.bytes}), flush=True)
+            engine.close()
 
 
-def count(stage: int, accumulation: int) -> dict[str, Any]:
+def count() -> list[dict[str, Any]]:
     """`count_here` in two new processes."""
     script = str(Path(__file__).with_name("scaling.py"))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launcher, script, "--here", str(stage), str(accumulation)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, script, "--here"], check=True, capture_output=True, text=True, env=environment)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"stage"')]

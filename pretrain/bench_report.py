@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,7 @@ def run(config: TrainConfig, text: str, options: BenchConfig) -> str:
     config.task.training_sources()  # missing shards are found before anything is launched
     results = Path(options.results or f"{config.output.rstrip('/')}_bench")
     busy = os.getloadavg()[0] / len(os.sched_getaffinity(0))
-    with tqdm(total=USUAL_LAUNCHES, unit="launch", dynamic_ncols=True) as progress:
+    with _terminable(), tqdm(total=USUAL_LAUNCHES, unit="launch", dynamic_ncols=True) as progress:
         runner = Runner(config, text, options, ranks, results, progress)
         found = search(
             configured=_own(config), precisions=_precisions(config), allowed=_allowed(config, ranks), measure=runner
@@ -71,6 +73,20 @@ def run(config: TrainConfig, text: str, options: BenchConfig) -> str:
         write_whole(results / name, content.encode())
     draw(found, config.task.units_per_sample()[1], results / "bench.png")
     return f"{report}\n{advice}"
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the body as Ctrl-C does: what has been launched is ended too."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def table(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig, busy: float) -> str:
@@ -212,7 +228,7 @@ def _own(config: TrainConfig) -> Candidate:
     return Candidate(engine.zero_stage, config.batch.micro_size, engine.compile, resolve_precision(config))
 
 
-def _allowed(config: TrainConfig, ranks: int) -> Any:
+def _allowed(config: TrainConfig, ranks: int) -> Callable[[int], bool]:
     return lambda micro_size: config.batch.size % (micro_size * ranks) == 0
 
 

@@ -19,6 +19,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+LAZY_RANKS = 256
+"""From this many ranks on, gloo connects two ranks when they first talk, not all pairs at the start."""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -105,6 +108,10 @@ def initialise_world(timeout_seconds: float = 1800) -> World:
     else:
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
+    if int(os.environ["WORLD_SIZE"]) >= LAZY_RANKS:
+        # A full mesh takes one file descriptor of every rank for each other: beyond the usual limit of 1,024 nothing
+        # starts. Our collectives need a few dozen connections of a rank (docs/scaling.md).
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     if not dist.is_initialized():
         # DeepSpeed would first compile a shared-memory all-reduce for hosts without an accelerator: minutes of C++ for
         # what gloo does well enough, and its segments outlive a killed rank.
