@@ -45,10 +45,9 @@ def volumes(shapes: dict[str, Shape], ranks: int) -> list[dict]:
 def counted() -> list[dict]:
     """What two ranks really sent, beside the formula."""
     found = communication.count()
-    print(
-        f"\nBytes that a rank of two sent in one step (fp32, a model of {found[0]['parameters']:,} parameters; stage 3 keeps"
-    )
-    print("nothing whole here). What goes beyond the formula are norms and flags")
+    count = found[0]["parameters"]
+    print(f"\nBytes that a rank of two sent in one step; a model of {count:,} parameters in fp32, of which")
+    print("stage 3 keeps nothing whole here. What goes beyond the formula are norms and flags")
     print(f"{'':28}{'counted':>12}{'formula':>12}   by operation")
     for each in found:
         stage, accumulation = each["stage"], each["accumulation"]

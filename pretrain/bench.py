@@ -74,7 +74,7 @@ class Measurement:
     status: Status
     rates: tuple[float, ...] = ()
     """Units (tokens, samples) per second of all ranks together, in each timed step."""
-    peak_memory: float | None = None
+    peak_memory: float = 0.0
     """Bytes of the rank that took the most."""
     data_wait: float = 0.0
     """Share of the time that rank 0 waited for batches, which rates leave out: median of the timed steps."""

@@ -31,6 +31,8 @@ from pretrain.pipeline import StepFailed
 SUMMARY = "Measures ZeRO stages, micro-batches and torch.compile on this machine, with the trainer itself; picks one."
 USUAL_LAUNCHES = 10
 CPU_RANKS = 2
+RESTLESS = 0.1
+"""Spread of the reference above which the table says that little can be concluded."""
 RESERVED = (
     ("zero_optimization", "stage"),
     ("train_micro_batch_size_per_gpu",),
@@ -110,34 +112,36 @@ def table(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig
         lines.append(
             f"the machine was not idle when this began: load {busy:.1f} per core, so times are longer than alone"
         )
-    lines += ["", f"{'':26}{'micro-batch':>12}{'x steps':>9}{unit + '/s':>14}{'s/step':>9}{'steps':>16}{'data':>6}"
+    lines += ["", f"{'':26}{'micro-batch':>12}{'accumulate':>12}{unit + '/s':>14}{'s/step':>9}{'steps':>16}{'data':>6}"
               f"{'peak':>10}{'speed':>8}"]  # fmt: skip
     lines.append("-" * len(lines[-1]))
     for candidate, measurements in found.rows.items():
         name = f"ZeRO {candidate.zero_stage}, {candidate.precision}" + ", compiled" * candidate.compile
         split = config.batch.size // (candidate.micro_size * ranks)
-        line = f"{name:26}{candidate.micro_size:12}{split:9}"
+        line = f"{name:26}{candidate.micro_size:12}{split:12}"
         rate = found.rate(candidate)
         if not rate:
             lines.append(f"{line}   {measurements[-1].status}: {measurements[-1].detail}".rstrip(": "))
             continue
         steps = [per_step / each for made in measurements for each in made.rates]
-        peaks = [made.peak_memory for made in measurements if made.peak_memory]
+        peak = max(made.peak_memory for made in measurements)
         wait = max(made.data_wait for made in measurements)
         mark = " *" * (candidate == found.winner) + " (own)" * (candidate == found.configured)
         lines.append(
             f"{line}{rate:14,.0f}{per_step / rate:9.3f}{f'{min(steps):.3f} - {max(steps):.3f}':>16}{wait:6.0%}"
-            f"{max(peaks) / 1e6:7,.0f} MB{rate / found.rate(plain):7.2f}x{mark}"
+            f"{peak / 1e6:7,.0f} MB{rate / found.rate(plain):7.2f}x{mark}"
         )
     times = len([made for made in found.rows[plain] if made.rates])
     lines += [
         "",
         f"speed is relative to {describe(plain)}, measured {times} time(s): these lie {found.spread:.1%} apart, and "
         "what differs by less counts as equal",
-        "x steps: micro-batches that a rank accumulates; steps: the fastest and the slowest that was timed; data: the "
+        "accumulate: micro-batches of a rank in one step; steps: the fastest and the slowest that was timed; data: the "
         "share of time spent waiting for it",
         f"* the winner: {describe(found.winner)}" + _gain(found),
     ]
+    if found.spread > RESTLESS:
+        lines.append("this machine is too restless for small differences; measure again when nothing else runs on it")
     if missing := [c for c, rows in found.rows.items() if any(made.status == "no time" for made in rows)]:
         lines.append(
             f"not everything was measured within total_seconds {options.total_seconds:g} ({len(missing)} left); call "
