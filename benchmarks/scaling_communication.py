@@ -43,8 +43,10 @@ MODELS = {"1B Pro": "pangu_pi_1b_pro", "1.5B Pro": "pangu_pi_1_5b_pro"}
 LENGTH = 2048
 BATCH_TOKENS = 1024 * LENGTH
 """The global batch of configs/pangu_pi/*.yaml, the paper's."""
-ALWAYS_CUT = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}}
-"""Settings of stage 3 under which even a tiny model is cut and gathered as a large one is."""
+AT_ONCE = ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
+ALWAYS_CUT = {"zero_optimization": dict.fromkeys(AT_ONCE, 0)}
+"""Settings of stage 3 under which even a tiny model is cut and gathered as a large one is: what lies in reach of a
+prefetch is not released either, and would be all of it."""
 COUNTED = (1, 3)
 """Micro-batches of a step whose communication is counted."""
 WEIGHT_BYTES = {0: 4, 1: 2, 2: 2, 3: 2}

@@ -305,9 +305,11 @@ def start_up(ranks: int, per_host: int, threads: list[int]) -> list[Row]:
     for count in threads:
         for lazy in (False, True):
             seconds, descriptors = timed_in_child(count, lazy)
-            kind = "on demand" if lazy else "all pairs"
+            kind = "when they first talk" if lazy else "all pairs"
             rows.append(
-                Row(f"gloo, {kind}: {count} ranks", seconds, "s", f"{descriptors / count:.0f} sockets of a rank")
+                Row(
+                    f"gloo connects {count} ranks, {kind}", seconds, "s", f"{descriptors / count:.0f} sockets of a rank"
+                )
             )
     return rows
 

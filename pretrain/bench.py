@@ -82,6 +82,8 @@ class Measurement:
     """Why there is no rate."""
     seconds: float = 0.0
     """Of the whole launch."""
+    load: float = 0.0
+    """What else the machine did: its load per core just before the launch."""
 
     @property
     def rate(self) -> float:

@@ -8,7 +8,6 @@ RESULTS/bench.png      bars
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,8 @@ from pretrain.pipeline import StepFailed
 SUMMARY = "Measures ZeRO stages, micro-batches and torch.compile on this machine, with the trainer itself; picks one."
 USUAL_LAUNCHES = 10
 CPU_RANKS = 2
+IDLE = 0.5
+"""Load per core up to which a machine counts as idle."""
 RESTLESS = 0.1
 """Spread of the reference above which the table says that little can be concluded."""
 RESERVED = (
@@ -59,7 +60,6 @@ def run(config: TrainConfig, text: str, options: BenchConfig) -> str:
     accumulation_steps(config, ranks)
     config.task.training_sources()  # missing shards are found before anything is launched
     results = Path(options.results or f"{config.output.rstrip('/')}_bench")
-    busy = os.getloadavg()[0] / len(os.sched_getaffinity(0))
     with _terminable(), tqdm(total=USUAL_LAUNCHES, unit="launch", dynamic_ncols=True) as progress:
         runner = Runner(config, text, options, ranks, results, progress)
         found = search(
@@ -69,9 +69,9 @@ def run(config: TrainConfig, text: str, options: BenchConfig) -> str:
     if found.winner is None:
         told = {made.detail or made.status: None for rows in found.rows.values() for made in rows}
         raise StepFailed("no candidate could be measured:\n" + "\n".join(told))
-    report = table(found, config, ranks, options, busy)
+    report = table(found, config, ranks, options)
     advice = _write_winner(found.winner, config, results)
-    for name, content in (("bench.txt", report), ("bench.json", _as_json(found, config, ranks, options, busy))):
+    for name, content in (("bench.txt", report), ("bench.json", _as_json(found, config, ranks, options))):
         write_whole(results / name, content.encode())
     draw(found, config.task.units_per_sample()[1], results / "bench.png")
     return f"{report}\n{advice}"
@@ -91,7 +91,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def table(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig, busy: float) -> str:
+def table(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig) -> str:
     """What is printed: a line for every candidate, what counts as equal, the winner."""
     units, unit = config.task.units_per_sample()
     per_step = config.batch.size * units
@@ -108,9 +108,10 @@ def table(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig
         "left out",
         f"peak: {resident}",
     ]
-    if busy > 0.5:
+    # Only before the first launch is the load not in part our own.
+    if (busy := next(iter(found.rows.values()))[0].load) > IDLE:
         lines.append(
-            f"the machine was not idle when this began: load {busy:.1f} per core, so times are longer than alone"
+            f"the machine was not idle when this began (load {busy:.1f} per core): times are longer than alone"
         )
     lines += ["", f"{'':26}{'micro-batch':>12}{'accumulate':>12}{unit + '/s':>14}{'s/step':>9}{'steps':>16}{'data':>6}"
               f"{'peak':>10}{'speed':>8}"]  # fmt: skip
@@ -196,7 +197,7 @@ def _write_winner(winner: Candidate, config: TrainConfig, results: Path) -> str:
     return f"{path}: for training, {command}"
 
 
-def _as_json(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig, busy: float) -> str:
+def _as_json(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig) -> str:
     unit = config.task.units_per_sample()[1]
     rows = [
         {**asdict(candidate), f"{unit}_per_second": found.rate(candidate), "measurements": list(map(asdict, rows))}
@@ -204,7 +205,7 @@ def _as_json(found: Findings, config: TrainConfig, ranks: int, options: BenchCon
     ]
     assert found.winner is not None and found.reference is not None
     content = {
-        "machine": machine() | {"load_per_core_before": round(busy, 2)},
+        "machine": machine(),
         "ranks": ranks,
         "options": asdict(options),
         "reference": asdict(found.reference),

@@ -26,7 +26,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class Runner:
             *deepspeed_launcher(self.ranks, "--master_port", free_port()),
             *(script, "--config", str(folder / "config.yaml")),
         ]
-        began = time.monotonic()
+        began, load = time.monotonic(), os.getloadavg()[0] / len(os.sched_getaffinity(0))
         with log.open("w", encoding="utf-8") as file:
             launcher = subprocess.Popen(
                 command, env=environment(), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -158,7 +158,7 @@ class Runner:
                 in_time = launcher.poll() is not None
             finally:
                 _end(launcher)
-        return self._judge(folder, in_time, time.monotonic() - began)
+        return replace(self._judge(folder, in_time, time.monotonic() - began), load=load)
 
     def _judge(self, folder: Path, in_time: bool, seconds: float) -> Measurement:
         name = f"{self.config.task.units_per_sample()[1]}_per_second"
