@@ -20,6 +20,8 @@ from scaling_simulation import HASHING, Row
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
+MICRO_BATCH = 8 * LENGTH
+"""Tokens of the micro-batches that are drawn: 8 sequences, as in configs/pangu_pi/1b_pro.yaml."""
 STATE_BYTES = 12
 """Of a parameter in a checkpoint: fp32 master copy and Adam's two moments."""
 
@@ -84,25 +86,29 @@ def draw(shapes: dict[str, Shape], mfu: float, path: Path) -> None:
     """Time of sending as a share of computing, against tokens of a rank and step, one panel for each model."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    tokens = [LENGTH * 2**power for power in range(10)]
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    tokens = [LENGTH * 2**power for power in range(9)]
     colours = ("#2f9e63", "#3b7dd8", "#d9782d", "#d64545")
     for number, (model, shape) in enumerate(shapes.items()):
         axis = figure.add_subplot(1, len(shapes), number + 1)
         for cluster, colour in zip(CLUSTERS, colours, strict=True):
             for stage, style in ((1, "-"), (3, ":")):
-                point = communication.meeting_point(stage, shape, cluster, mfu)
-                label = f"{cluster.name}, ZeRO {stage}"
-                axis.plot(tokens, [point / each for each in tokens], style, color=colour, label=label)
+                shares = [
+                    communication.meeting_point(stage, shape, cluster, mfu, max(1, each // MICRO_BATCH)) / each
+                    for each in tokens
+                ]
+                axis.plot(tokens, shares, style, color=colour, label=f"{cluster.name}, ZeRO {stage}")
         axis.axhline(1, color="#888888", linewidth=0.8)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.set_ylim(1e-4, 100)  # the legend lies below the lines
         axis.set_xticks(tokens, [f"{each // 1024}k" for each in tokens])
-        axis.set_title(f"{model}, {mfu:.0%} MFU, one micro-batch", loc="left", fontsize=10)
+        axis.set_title(f"{model}, {mfu:.0%} MFU, micro-batches of at most {MICRO_BATCH // LENGTH} x {LENGTH:,}",
+                       loc="left", fontsize=9)  # fmt: skip
         axis.set_xlabel("tokens of a rank in one step")
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("seconds of sending / seconds of computing")
-    figure.axes[-1].legend(frameon=False, fontsize=7)
+    figure.axes[0].legend(frameon=False, fontsize=7, ncols=2, loc="lower left")
     figure.savefig(path, dpi=120)
 
 
