@@ -156,8 +156,11 @@ def _gain(found: Findings) -> str:
     assert found.winner is not None
     if found.winner == found.configured:
         return ", which is the configuration's own setting"
-    own = found.rate(found.configured)
-    return f", {found.rate(found.winner) / own - 1:+.0%} against the configuration's own setting" if own else ""
+    if not (own := found.rate(found.configured)):
+        return ""
+    gain = found.rate(found.winner) / own - 1
+    beyond = f"{gain:+.0%} against" if abs(gain) > found.spread else "simpler than, and equal to,"
+    return f", {beyond} the configuration's own setting"
 
 
 def draw(found: Findings, unit: str, path: Path) -> None:
