@@ -51,7 +51,7 @@ format: venv
 	$(BIN)/ruff check --fix .
 
 # Half an hour on two cores with nothing else running; writes the tables that docs/results/README.md explains.
-BENCHMARKS ?= train_step latency loss_memory plan_memory engine_overhead loader prepare ocr_throughput
+BENCHMARKS ?= train_step latency loss_memory plan_memory engine_overhead loader prepare ocr_throughput scaling
 benchmarks: SHELL := bash
 benchmarks: .SHELLFLAGS := -o pipefail -c
 benchmarks: venv

@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser
 
 from data_pipeline import DataError
-from pretrain import plan_report, quickstart, quickstart_ocr, quickstart_vision, status_report
+from pretrain import bench_report, plan_report, quickstart, quickstart_ocr, quickstart_vision, status_report
+from pretrain.bench import BenchConfig
+from pretrain.command_line import build_parser, parse_with
+from pretrain.config import TrainConfig
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import StepFailed
+from pretrain.plan import PlanConfig
 from pretrain.walkthrough import Walkthrough
 from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
 
-PLAN, STATUS = "plan", "status"
+STATUS = "status"
 
 
 class Command(NamedTuple):
@@ -41,6 +45,36 @@ class Command(NamedTuple):
         return self.next_steps(config, self.run(config))
 
 
+class RunCommand(NamedTuple):
+    """A command about a run that need not exist yet: it takes the run's configuration and more.
+
+    Mistakes are explained as `train.py` explains them.
+    """
+
+    options: type
+    """What it takes besides the fields of the run."""
+    run: Callable[[TrainConfig, str, Any], str]
+    """Takes the configuration, its complete YAML and the options; returns what is printed."""
+    summary: str
+
+    def __call__(self, name: str, arguments: list[str]) -> int:
+        """Exit code: 0 done, 1 a step failed, 2 wrong arguments."""
+        parser = build_parser(f"pretrain {name}", self.summary)
+        parser.add_class_arguments(self.options)
+        try:
+            print(self.run(*parse_with(parser, arguments, self.options)))
+        except KeyboardInterrupt:
+            return end_interrupted(name)
+        except (ConfigurationError, DataError, StepFailed, OSError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1 if isinstance(error, StepFailed) else 2
+        return 0
+
+
+RUN_COMMANDS = {
+    "plan": RunCommand(PlanConfig, plan_report.run, plan_report.SUMMARY),
+    "bench": RunCommand(BenchConfig, bench_report.run, bench_report.SUMMARY),
+}
 COMMANDS = {
     "quickstart": Command(
         quickstart.QuickstartConfig,
@@ -65,13 +99,14 @@ COMMANDS = {
 
 def main() -> int:
     """Exit code: 0 done, 1 a step failed, 2 wrong arguments."""
-    if sys.argv[1:2] == [PLAN]:  # reads a run's own configuration, whose mistakes are explained as `train.py` does
-        return _plan(sys.argv[2:])
+    if (about := RUN_COMMANDS.get(next(iter(sys.argv[1:]), ""))) is not None:
+        return about(sys.argv[1], sys.argv[2:])
     parser = ArgumentParser(prog="python -m pretrain", description=__doc__)
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, command in COMMANDS.items():
         subcommands.add_subcommand(name, command.parser(), help=command.summary)
-    subcommands.add_subcommand(PLAN, ArgumentParser(description=plan_report.SUMMARY), help=plan_report.SUMMARY)
+    for name, about in RUN_COMMANDS.items():  # their arguments were read above
+        subcommands.add_subcommand(name, ArgumentParser(description=about.summary), help=about.summary)
     subcommands.add_subcommand(STATUS, _status_parser(), help=status_report.SUMMARY)
     parsed = parser.parse_args()
     if parsed.command == STATUS:
@@ -81,15 +116,6 @@ def main() -> int:
     except (StepFailed, ConfigurationError, OSError) as error:
         print(f"{parsed.command}: {error}", file=sys.stderr)
         return 1
-    return 0
-
-
-def _plan(arguments: list[str]) -> int:
-    try:
-        print(plan_report.run(arguments))
-    except (ConfigurationError, DataError, OSError) as error:
-        print(f"{PLAN}: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

@@ -19,6 +19,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+LAZY_RANKS = 256
+"""From this many ranks on, gloo connects two ranks when they first talk, not all pairs at the start."""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -96,7 +99,7 @@ def initialise_world(timeout_seconds: float = 1800) -> World:
         timeout_seconds: how long to wait for all ranks to join, and for one collective of the engine.
     """
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
@@ -105,6 +108,10 @@ def initialise_world(timeout_seconds: float = 1800) -> World:
     else:
         accelerator.set_device(local_rank)
         device = torch.device(accelerator.device_name(local_rank))
+    if int(os.environ["WORLD_SIZE"]) >= LAZY_RANKS:
+        # A full mesh takes one file descriptor of every rank for each other: beyond the usual limit of 1,024 nothing
+        # starts. Our collectives need a few dozen connections of a rank (docs/scaling.md).
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     if not dist.is_initialized():
         # DeepSpeed would first compile a shared-memory all-reduce for hosts without an accelerator: minutes of C++ for
         # what gloo does well enough, and its segments outlive a killed rank.
@@ -135,7 +142,8 @@ def _own_address(other: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def _free_port() -> str:
+def free_port() -> str:
+    """A TCP port of this host that nothing listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

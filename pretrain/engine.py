@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -19,7 +20,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
-from pretrain.config import TrainConfig
+from pretrain.config import EngineConfig, TrainConfig
 from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
 from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
@@ -59,6 +60,16 @@ def resolve_precision(config: TrainConfig) -> str:
     if precision == "bf16" and config.engine.zero_stage == 0:
         raise ConfigurationError("engine.zero_stage 0 trains in fp32 only; use stage 1 with bf16")
     return precision
+
+
+def engine_at_stage(engine: EngineConfig, stage: int) -> EngineConfig:
+    """The same engine at another ZeRO stage, without the offloading that this stage does not have."""
+    offload = replace(
+        engine.offload,
+        optimizer=engine.offload.optimizer if stage else "none",
+        parameters=engine.offload.parameters if stage == 3 else "none",
+    )
+    return replace(engine, zero_stage=stage, offload=offload)  # type: ignore[arg-type]
 
 
 def clip_norm(config: TrainConfig) -> float:

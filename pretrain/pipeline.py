@@ -75,6 +75,12 @@ def shorten(command: tuple[str, ...]) -> list[str]:
     return [Path(word).name if Path(word).parent == Path(sys.executable).parent else word for word in command]
 
 
+def deepspeed_launcher(ranks: int, *options: str) -> list[str]:
+    """Begins a command that runs a script on this machine's first `ranks` accelerators (without one: processes)."""
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    return [launcher, "--num_accelerators", str(ranks), "--log_level", "warning", *options]
+
+
 def environment() -> dict[str, str]:
     """This environment, offline unless the user asked otherwise."""
     return {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **os.environ}

@@ -30,7 +30,7 @@ import torch
 from pretrain.accelerators import Device, Kind, find_device
 from pretrain.activation_memory import ActivationMemory, blank_model, measure
 from pretrain.config import TrainConfig
-from pretrain.engine import accumulation_steps, deepspeed_config
+from pretrain.engine import accumulation_steps, deepspeed_config, engine_at_stage
 from pretrain.errors import ConfigurationError
 from pretrain.optimizer import parameter_groups
 from pretrain.tasks.base import Task
@@ -255,12 +255,7 @@ def _choice(
 ) -> Choice:
     low = options.gpu != "cpu" and stage > 0 and config.engine.precision != "fp32"
     precision = "bf16" if low or (config.engine.precision == "bf16" and stage > 0) else "fp32"
-    offload = replace(
-        config.engine.offload,
-        optimizer=config.engine.offload.optimizer if stage else "none",
-        parameters=config.engine.offload.parameters if stage == 3 else "none",
-    )
-    engine = replace(config.engine, zero_stage=stage, precision=precision, offload=offload)  # type: ignore[arg-type]
+    engine = replace(engine_at_stage(config.engine, stage), precision=precision)  # type: ignore[arg-type]
     zero = deepspeed_config(replace(config, engine=engine), options.ranks, states.parameters)["zero_optimization"]
     setting = Setting(
         stage=stage,
@@ -268,8 +263,8 @@ def _choice(
         weight_bytes=2 if precision == "bf16" else 4,
         accumulation=accumulation_steps(config, options.ranks),
         zero=zero,
-        offload_optimizer=offload.optimizer == "cpu",
-        offload_parameters=offload.parameters == "cpu",
+        offload_optimizer=engine.offload.optimizer == "cpu",
+        offload_parameters=engine.offload.parameters == "cpu",
         counts_when_written=options.gpu == "cpu",
     )
     activations = tracer(precision, checkpointing)

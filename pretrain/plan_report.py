@@ -1,12 +1,8 @@
-"""A plan as text, and the command line that asks for one: `python -m pretrain plan`."""
+"""A plan as text, which `python -m pretrain plan` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from jsonargparse import ArgumentParser
-
-from pretrain.command_line import build_parser, parse_with
+from pretrain.config import TrainConfig
 from pretrain.plan import Choice, Plan, PlanConfig, make_plan
 
 SUMMARY = "Memory by part for every setting, time and disk of a run, before anything is allocated; picks a setting."
@@ -14,20 +10,12 @@ DAY = 86_400
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "total")
 
 
-def plan_parser() -> ArgumentParser:
-    """The fields of `train.py`, and those of a plan."""
-    parser = build_parser("pretrain plan", SUMMARY)
-    parser.add_class_arguments(PlanConfig)
-    return parser
-
-
-def run(arguments: Sequence[str]) -> str:
+def run(config: TrainConfig, _: str, options: PlanConfig) -> str:
     """The report that the command prints.
 
     Raises:
-        ConfigurationError: a field or value is wrong, or the model cannot be built.
+        ConfigurationError: the batch does not fit the ranks, or the model cannot be built.
     """
-    config, _, options = parse_with(plan_parser(), arguments, PlanConfig)
     return describe(make_plan(config, options))
 
 

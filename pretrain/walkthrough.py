@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pretrain.pipeline import deepspeed_launcher
+
 PYTHON = (sys.executable, "-m")
 """Begins a command of one of the rooms."""
 
@@ -44,8 +46,7 @@ def train_command(config: Walkthrough, run: Path, **task: Any) -> list[str]:
     overrides = [word for name, value in task.items() for word in (f"--task.{name}", json.dumps(value))]
     steps = [] if config.steps is None else ["--steps", str(config.steps)]
     return [
-        str(Path(sys.executable).with_name("deepspeed")),
-        *("--num_accelerators", str(config.ranks), "--log_level", "warning"),
+        *deepspeed_launcher(config.ranks),
         *("pretrain/train.py", "--config", config.config, "--output", str(run), *overrides, *steps),
     ]
 

@@ -37,6 +37,9 @@ PREFIX = "model."
 """Of parameters in the engine's own names: its module is the task's loss, which holds the model."""
 WEIGHT, MOMENTUM, BUFFER = "fp32", "momentum_buffer", "buffer"
 
+MODEL_STATES, PARTITION = "mp_rank_00_model_states.pt", "zero_pp_rank_"
+"""How the name of the engine's model file ends, and how that of a rank's file begins."""
+
 State = dict[str, Tensor]
 """Of one parameter: `fp32`, the master weight; the optimizer's tensors of the same shape; its scalars."""
 
@@ -68,8 +71,12 @@ def write_whole_state(engine_files: Path, stage: int, ranks: int, names: Sequenc
 
     what = f"{engine_files.parent.name}: from ZeRO stage {stage} on {ranks} rank{'s' if ranks > 1 else ''}"
     try:
-        content = _load(engine_files, "*mp_rank_00_model_states.pt")
-        parameters = _read_partitions(engine_files, content, stage, ranks, names)
+        files = sorted(
+            path.name for path in engine_files.iterdir()
+        )  # once: there are two for each of thousands of ranks
+        states = next((name for name in files if name.endswith(MODEL_STATES)), MODEL_STATES)
+        content = _load(engine_files / states)
+        parameters = _read_partitions(engine_files, files, content, stage, ranks, names)
         for name, state in tqdm(parameters, what, total=len(names), unit="tensor"):
             held |= {
                 f"{key}/{name}": tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()
@@ -132,24 +139,25 @@ class WholeState:
         ]
 
 
-def _load(engine_files: Path, pattern: str) -> dict[str, Any]:
-    """The first file that fits, memory-mapped."""
-    paths = sorted(engine_files.glob(pattern))
-    if not paths:
-        raise CheckpointError(f"{engine_files}: there is no {pattern}")
-    return read_engine_file(paths[0])
+def _load(path: Path) -> dict[str, Any]:
+    """One of the engine's files, memory-mapped."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: there is no *{path.name}")
+    return read_engine_file(path)
 
 
 def _read_partitions(
-    engine_files: Path, content: Mapping[str, Any], stage: int, ranks: int, names: Sequence[str]
+    engine_files: Path, files: Sequence[str], content: Mapping[str, Any], stage: int, ranks: int, names: Sequence[str]
 ) -> Iterator[tuple[str, State]]:
     if stage == 0:
         states = content["optimizer"]["state"]
         for number, name in enumerate(names):
             yield name, {WEIGHT: content["module"][PREFIX + name].float(), **_tensors(states.get(number, {}))}
         return
-    files = [_load(engine_files, f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt") for rank in range(ranks)]
-    parts = [file["optimizer_state_dict"] for file in files]
+    # In bf16 there is a prefix before the part that names the rank.
+    by_rank = {name[name.index(PARTITION) :]: name for name in files if PARTITION in name}
+    wanted = [f"{PARTITION}{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)]
+    parts = [_load(engine_files / by_rank.get(name, name))["optimizer_state_dict"] for name in wanted]
     read_group = _read_cut_parameters if stage == 3 else _read_cut_vector
     for group, shapes in enumerate(content["param_shapes"]):
         for name, pieces in read_group(parts, group, shapes).items():
