@@ -18,6 +18,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import random
 import re
 import secrets
 import select
@@ -37,6 +38,8 @@ from pretrain.run_status import FAILED, RunStatus
 BEATS_PER_LIMIT = 10
 LONGEST_PAUSE = 15.0
 """Seconds between beats at most."""
+JUDGE_EVERY = 1.0
+"""Seconds between two looks at all ranks: of thousands, hundreds of beats arrive in between."""
 PATIENCE = 10.0
 """Seconds that stacks may take to be written."""
 LEAVING = "leaving"
@@ -132,7 +135,8 @@ class Heartbeat:
 
     def _watch(self) -> None:
         """The thread: beats, listens, and judges right after it has listened."""
-        due = judged = time.monotonic()
+        judged = time.monotonic()
+        due = judged + random.random() * self.pause  # not all ranks at once: buffers hold a few hundred beats
         while not self._done.is_set():
             now = time.monotonic()
             if now >= due:
@@ -141,6 +145,8 @@ class Heartbeat:
             select.select([self._socket], [], [], max(0.0, due - time.monotonic()))
             self._listen()
             now = time.monotonic()
+            if now - judged < min(JUDGE_EVERY, self.pause):
+                continue
             if now - judged > self.config.silence_seconds / 2:
                 # This process itself was stopped for a while; what others sent meanwhile may have been dropped.
                 for seen in self.seen.values():
@@ -153,9 +159,9 @@ class Heartbeat:
         leaving = self._phase == LEAVING
         beat = {"run": self._name, "rank": self.world.rank, "where": self.where, "leaving": leaving}
         content = json.dumps(beat).encode()
-        for address in self._addresses.values():
+        for offset in range(1, self.world.size):  # every rank begins behind itself, not all with rank 0
             try:
-                self._socket.sendto(content, address)
+                self._socket.sendto(content, self._addresses[(self.world.rank + offset) % self.world.size])
             except OSError:
                 continue  # no route or a full buffer: being silent is noticed over there
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+from annotated_types import Ge, Le
 
+from arch.outside_files import read_json, typed
 from pretrain.checkpoint import list_checkpoints
 from pretrain.errors import ConfigurationError
 from pretrain.run_status import NAME, RUNNING
@@ -45,6 +47,22 @@ class StatusConfig:
             raise ValueError(f"seconds: must be greater than 0, got {self.seconds}")
 
 
+@dataclass(frozen=True)
+class StatusHead:
+    """The fields of status.json that are always there."""
+
+    state: str
+    detail: str
+    phase: str
+    step: int
+    total_steps: int
+    ranks: int
+    host: str
+    process: Annotated[int, Ge(1), Le(2**31)]
+    started: float
+    written: float
+
+
 def show(config: StatusConfig) -> Iterator[str]:
     """What to print, once or again and again.
 
@@ -66,21 +84,16 @@ def read(run: Path) -> dict[str, Any]:
         ConfigurationError: there is none, or it is not a status.
     """
     path = run / NAME
-    try:
-        status = json.loads(path.read_text(encoding="utf-8"))
-        age = time.time() - status["written"]
-        here = status["host"] == socket.gethostname()
-        if status["state"] == RUNNING and here and not _alive(status["process"]):
-            detail = f"process {status['process']} is gone without a word: it was killed"
-            status |= {"state": "killed", "detail": detail}
-        elif status["state"] == RUNNING and age > QUIET_SECONDS:
-            status |= {"state": "silent", "detail": f"nothing was written for {timedelta(seconds=int(age))}"}
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"{path}: not found; give the folder of a run (`output` in its configuration)"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{path}: not the status of a run ({type(error).__name__}: {error})") from error
+    if not path.is_file():
+        raise ConfigurationError(f"{path}: not found; give the folder of a run (`output` in its configuration)")
+    status: dict[str, Any] = read_json(path, ConfigurationError)
+    head = typed(StatusHead, status, f"{path}: not the status of a run", ConfigurationError)
+    age = time.time() - head.written
+    if head.state == RUNNING and head.host == socket.gethostname() and not _alive(head.process):
+        detail = f"process {head.process} is gone without a word: it was killed"
+        return status | {"state": "killed", "detail": detail}
+    if head.state == RUNNING and age > QUIET_SECONDS:
+        return status | {"state": "silent", "detail": f"nothing was written for {timedelta(seconds=int(age))}"}
     return status
 
 
