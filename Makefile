@@ -30,7 +30,7 @@ recipe: venv
 # Two files of tests at a time; `make test WORKERS=0` runs one after the other.
 WORKERS ?= 2
 test: venv
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Real two-rank runs, hurt at random moments: an hour on two cores, resumable; writes docs/results/faults.md.
 faults: venv

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import list_checkpoints
-from tests.faults.injuries import INJURIES, LIMIT, PLANTED, Place, mount, terminate
+from tests.faults.injuries import INJURIES, LIMIT, PLANTED, Place, mount
 from tests.faults.job import Job
 from tests.pretrain.conftest import TINY, rows
 
@@ -96,30 +96,35 @@ class Campaign:
         return records + planted
 
     def _hurt(self, kinds: Sequence[str]) -> list[Record]:
-        """Injury after injury, each in a launch of its own, and the launch that finishes."""
+        """Injury after injury and the launch that finishes. An injury ends a launch, unless the job survives it."""
         records: list[Record] = []
-        for kind in kinds:
-            job = self._start(self.place.run, clock=kind == "clock set back")
+        waiting = list(kinds)
+        while waiting:
+            job = self._start(self.place.run)
             try:
                 self._take_up(job, records)
-                target = max(FIRST, job.step + self.draw.randint(1, LONGEST_GAP))
-                if INJURIES[kind].saves and target in IN_QUESTION:
-                    target = IN_QUESTION.stop
-                job.wait_for_step(target, START_SECONDS)
-                seconds = self._inflict(kind, job)
+                while waiting:
+                    kind = waiting.pop(0)
+                    target = max(FIRST, job.step + self.draw.randint(1, LONGEST_GAP))
+                    if INJURIES[kind].saves and target in IN_QUESTION:
+                        target = IN_QUESTION.stop
+                    job.wait_for_step(target, START_SECONDS)
+                    seconds = self._inflict(kind, job)
+                    records.append(Record(kind, job.step, seconds, 0))
+                    if not INJURIES[kind].survives:
+                        break
             finally:
                 job.kill()
-            records.append(Record(kind, job.step, seconds, 0))
             self._treat(kind)
         last = self._start(self.place.run)
         self._take_up(last, records)
         self._finish(last)
         return records
 
-    def _start(self, run: Path, clock: bool = False) -> Job:
+    def _start(self, run: Path) -> Job:
         self.launches += 1
         log = self.folder / f"{self.launches:02}.log"
-        return Job(run, self._words(run), log, WOUNDS | ({"clock": 2} if clock else {}))
+        return Job(run, self._words(run), log, WOUNDS)
 
     def _finish(self, job: Job) -> None:
         job.wait_for_end(START_SECONDS)
@@ -130,11 +135,11 @@ class Campaign:
         job.wait_for_step(0, START_SECONDS)
         if not records:
             return
-        last = records[-1]
+        last = records[-1]  # the one that ended the launch before
         injury = INJURIES[last.kind]
         said = "" if injury.refuses else injury.next_says  # the refusal said it
         assert re.search(said, job.text), f"after {last.kind}: {said!r} is not said: {job.text[-3000:]}"
-        redone = last.step - [row for row in rows(self.place.run, "event") if row["event"] == "resume"][-1]["step"]
+        redone = last.step - job.taken_up
         limit = injury.intervals * EVERY + IN_DOUBT
         assert redone <= limit, f"after {last.kind}: {redone} steps done again, at most {limit} may be"
         records[-1] = replace(last, redone=redone)
@@ -146,12 +151,11 @@ class Campaign:
         injury.inflict(job, self.place, self.draw)
         if injury.survives:
             job.wait_for_step(job.step + 2, START_SECONDS)
-            terminate(job, self.place, self.draw)
+            return 0.0
         seconds = job.wait_for_end(LIMIT)
         assert re.search(injury.says, job.text), f"{kind}: {injury.says!r} is not said: {job.text[-3000:]}"
-        well = job.process.returncode == 0
-        assert well == (injury.exit_zero or injury.survives), f"{kind}: exit code {job.process.returncode}"
-        return 0.0 if injury.survives else round(seconds, 1)
+        assert (job.process.returncode == 0) == injury.exit_zero, f"{kind}: exit code {job.process.returncode}"
+        return round(seconds, 1)
 
     def _treat(self, kind: str) -> None:
         """Damages the dead job's files if that is the injury, lets a launch refuse them, repairs what people would."""

@@ -116,7 +116,8 @@ def start_second(job: Job, place: Place, draw: random.Random) -> None:
 
 
 def set_clock_back(job: Job, place: Place, draw: random.Random) -> None:
-    """Planted in the job itself before it was started; nothing is left to do."""
+    for rank in job.ranks():
+        rank.send_signal(signal.SIGUSR1)
 
 
 def truncate_checkpoint(place: Place, draw: random.Random) -> None:
@@ -186,8 +187,8 @@ INJURIES = {
     "SIGSTOP of one rank": Injury(stop_one, "no sign of life from host .* for"),
     "worker process killed": Injury(kill_worker, "DataLoader worker .*(killed|exited)"),
     "disk full": Injury(fill_disk, "No space left|full", repair=empty_disk),
-    "second job in the folder": Injury(start_second, survives=True, saves=True, intervals=0),
-    "clock set back": Injury(set_clock_back, survives=True, saves=True, intervals=0),
+    "second job in the folder": Injury(start_second, survives=True),
+    "clock set back": Injury(set_clock_back, survives=True),
     "checkpoint truncated": Injury(kill_all, damage=truncate_checkpoint, next_says=PASSED_OVER, intervals=2),
     "checkpoint's bit flipped": Injury(kill_all, damage=flip_bit, next_says=PASSED_OVER, intervals=2),
     "latest points nowhere": Injury(kill_all, damage=point_nowhere),

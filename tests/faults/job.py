@@ -64,10 +64,18 @@ class Job:
         """Whether this launch trains: what it found it has taken up."""
         return self._fresh or self._resumes() > self._resumes_before
 
+    @property
+    def taken_up(self) -> int:
+        """The step at which this launch began; what a rollback resumes comes later."""
+        return int([row["step"] for row in self._resumed()][self._resumes_before])
+
     def _resumes(self) -> int:
         with suppress(OSError, ValueError):
-            return sum(row["event"] == "resume" for row in rows(self.run, "event"))
+            return len(self._resumed())
         return 0
+
+    def _resumed(self) -> list[dict[str, Any]]:
+        return [row for row in rows(self.run, "event") if row["event"] == "resume"]
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes, by rank."""

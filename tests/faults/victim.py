@@ -1,15 +1,16 @@
 """`pretrain/train.py` with wounds that only the process itself can have: planted in its loss, its gradients, its clock.
 
-deepspeed tests/faults/victim.py --config X.yaml      WOUNDS='{"nan_batch": [31], "clock": 50}' in the environment
+deepspeed tests/faults/victim.py --config X.yaml      WOUNDS='{"nan_batch": [31]}' in the environment
 
 Wounds lie at data steps, so a continued run meets the same ones, and so does the uninterrupted run that it is compared
-with. `clock` alone counts optimizer steps of this process, after which the clock shows an hour less.
+with. SIGUSR1 sets the clock back.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from torch import nn
 
 from data_pipeline import Batch
-from pretrain.heartbeat import STEP, Heartbeat
 from pretrain.tasks import LanguageModelTask
 from pretrain.tasks.base import LossOutput
 from pretrain.train import main
@@ -48,19 +48,17 @@ class WoundedTask(LanguageModelTask):
         return output
 
 
-def set_clock_back(after: int) -> None:
-    """Lets `time.time` lose an hour once `after` steps are done."""
-    true_time, enter, left = time.time, Heartbeat.enter, [after]
+def lose_hours() -> None:
+    """Lets SIGUSR1 set this process's clock back by an hour."""
+    true_time, lost = time.time, [0.0]
 
-    def counting(self: Heartbeat, phase: str, step: int) -> None:
-        left[0] -= phase == STEP
-        enter(self, phase, step)
+    def lose(*_: object) -> None:
+        lost[0] += HOUR
 
-    Heartbeat.enter = counting  # type: ignore[method-assign]
-    time.time = lambda: true_time() - HOUR * (left[0] < 0)
+    signal.signal(signal.SIGUSR1, lose)
+    time.time = lambda: true_time() - lost[0]
 
 
 if __name__ == "__main__":
-    if clock := json.loads(os.environ.get("WOUNDS", "{}")).get("clock"):
-        set_clock_back(clock)
+    lose_hours()
     sys.exit(main())

@@ -8,13 +8,13 @@ from tests.faults.campaign import Campaign
 from tests.faults.injuries import INJURIES, PLANTED
 
 KINDS = [
+    "clock set back",
+    "second job in the folder",
     "SIGKILL of the launcher",
     "worker process killed",
     "checkpoint's bit flipped",
-    "second job in the folder",
     "disk full",
-    "shard truncated",
-    "clock set back",
+    "latest points nowhere",
     "SIGKILL of one rank",
     "SIGSTOP of one rank",
 ]
