@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 ENGINE_TAG = "engine"
 LATEST_NAME = "latest"
 WHOLE = "whole"
+FULL = 2**20
+"""Bytes: a file system with less space than this is called full."""
 
 
 @dataclass
@@ -142,10 +144,13 @@ class Checkpoints:
         if failure is None:
             failure = self._collectively(lambda: self._finish(engine, position, identity, state, temporary))
         if failure is not None:
+            free = shutil.disk_usage(self.directory).free  # torch's message does not say that a disk is full
+            self.world.barrier()
             if self.world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
+            reason = f"its disk is full ({failure})" if free < FULL else failure
             raise CheckpointError(
-                f"{final}: checkpoint could not be written: {failure}. Earlier checkpoints are untouched."
+                f"{final}: checkpoint could not be written: {reason}. Earlier checkpoints are untouched."
             )
         return final
 

@@ -19,7 +19,7 @@ REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With workers, the files with launches come first: one of them at the end would keep one worker alone for minutes."""
+    """With workers, files with launches come first: at the end, one of them would keep a worker alone for minutes."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         slow = {item.path for item in items if item.get_closest_marker("distributed")}
         items.sort(key=lambda item: item.path not in slow)

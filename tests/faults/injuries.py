@@ -186,7 +186,7 @@ INJURIES = {
     "SIGTERM": Injury(terminate, "SIGTERM: .*saved.*, leaving", exit_zero=True, saves=True, intervals=0),
     "SIGSTOP of one rank": Injury(stop_one, "no sign of life from host .* for"),
     "worker process killed": Injury(kill_worker, "DataLoader worker .*(killed|exited)"),
-    "disk full": Injury(fill_disk, "No space left|full", repair=empty_disk),
+    "disk full": Injury(fill_disk, "No space left|disk is full", repair=empty_disk),
     "second job in the folder": Injury(start_second, survives=True),
     "clock set back": Injury(set_clock_back, survives=True),
     "checkpoint truncated": Injury(kill_all, damage=truncate_checkpoint, next_says=PASSED_OVER, intervals=2),
