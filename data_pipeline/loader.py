@@ -101,11 +101,17 @@ class Loader:
 
 def _one_ahead(steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
     """The same steps; a thread waits for the next one while the caller works on this one."""
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+    thread, idle = ThreadPoolExecutor(1, thread_name_prefix="loader"), True
+    try:
         coming = thread.submit(next, steps, None)
         while (step := coming.result()) is not None:
             coming = thread.submit(next, steps, None)
             yield step
+    except Exception:
+        idle = False  # it may be waiting for a worker that is dead
+        raise
+    finally:
+        thread.shutdown(wait=idle)
 
 
 class _Steps(Dataset[list[Batch]]):

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
+from typing import NoReturn
+
+
+def _leave() -> NoReturn:
+    """Ends this process at once: an orderly end might wait for ranks that wait for this one in a collective."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def main() -> int:
@@ -58,8 +67,12 @@ def main() -> int:
         OSError,  # a file or folder that the configuration names
     ) as error:
         print(f"train.py: {error}", file=sys.stderr, flush=True)
-        # Other ranks may wait in a collective; leave without taking part in it.
-        os._exit(1)
+        _leave()
+    except Exception:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        traceback.print_exc()
+        _leave()
     if first:
         print(f"{outcome.value}: {config.output}", flush=True)
         lock.release()

@@ -122,9 +122,13 @@ class Trainer:
                     if self.config.validation.at_start and position.step == 0:
                         self._validate(engine, position)
                     outcome = self._all_rounds(engine, position, stop)
-                finally:
+                except BaseException:
                     self.telemetry.close()
-                    engine.close()
+                    if self.world.size == 1:  # of several, the others may wait in a collective, and this one for them
+                        engine.close()
+                    raise
+                self.telemetry.close()
+                engine.close()
                 if outcome is not Outcome.ROLLED_BACK:
                     return outcome
                 resume_from = position.data_step

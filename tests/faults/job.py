@@ -130,14 +130,17 @@ class Job:
         """Returns when no process is left, after how many seconds.
 
         Raises:
-            Hang: some are left after `seconds`; they are killed.
+            Hang: some are left after `seconds`; they are killed, and their stacks are in the message.
         """
         began = time.monotonic()
         try:
             wait_until(lambda: self.process.poll() is not None and not self.alive(), seconds, "the end of the job")
-        except Hang:
+        except Hang as hang:
+            for rank in self.ranks():
+                rank.send_signal(signal.SIGUSR2)
+            time.sleep(2)
             self.kill()
-            raise
+            raise Hang(f"{hang}: {self.text[-6000:]}") from None
         return time.monotonic() - began
 
     def kill(self) -> None:

@@ -8,6 +8,7 @@ with. SIGUSR1 sets the clock back.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -61,4 +62,5 @@ def lose_hours() -> None:
 
 if __name__ == "__main__":
     lose_hours()
+    faulthandler.register(signal.SIGUSR2)  # where it hangs, for the log
     sys.exit(main())
