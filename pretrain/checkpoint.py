@@ -137,29 +137,33 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self.world.barrier()
-        failure = self._collectively(
-            lambda: engine.wrapped.save_checkpoint(str(temporary), ENGINE_TAG, save_latest=False)
-        )
+        try:
+            engine.wrapped.save_checkpoint(str(temporary), ENGINE_TAG, save_latest=False)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            # Others may be waiting in there for this rank: it cannot ask how they fared, and must not wait for them.
+            raise self._failed(final, str(error) or type(error).__name__) from error
         state = engine.state_dict()
-        if failure is None:
-            failure = self._collectively(lambda: self._finish(engine, position, identity, state, temporary))
+        failure = self._collectively(lambda: self._finish(engine, position, identity, state, temporary))
         if failure is not None:
-            free = shutil.disk_usage(self.directory).free  # torch's message does not say that a disk is full
-            self.world.barrier()
-            if self.world.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
-            reason = f"its disk is full ({failure})" if free < FULL else failure
-            raise CheckpointError(
-                f"{final}: checkpoint could not be written: {reason}. Earlier checkpoints are untouched."
-            )
+            raise self._failed(final, failure)
         return final
+
+    def _failed(self, final: Path, reason: str) -> CheckpointError:
+        """The error of a checkpoint that could not be written; what there is of it goes."""
+        free = shutil.disk_usage(self.directory).free
+        if self.world.is_main:
+            shutil.rmtree(final.with_suffix(".tmp"), ignore_errors=True)
+        reason = f"its disk is full ({reason})" if free < FULL else reason  # torch's message does not say so
+        return CheckpointError(
+            f"{final}: checkpoint could not be written: {reason}. Earlier checkpoints are untouched."
+        )
 
     def _collectively(self, action: Any) -> str | None:
         """Runs `action` here and returns what failed on any rank (None if nothing did)."""
         message = None
         try:
             action()
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        except (OSError, RuntimeError) as error:
             message = str(error) or type(error).__name__
         failures = self.world.sum([float(message is not None)])[0]
         return message or ("another rank failed" if failures else None)
