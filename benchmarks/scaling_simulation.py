@@ -34,6 +34,7 @@ from pretrain.distributed import Peer, World
 from pretrain.durable import fsync
 from pretrain.heartbeat import Heartbeat, Seen
 from pretrain.ledger import Ledger, LossFile
+from pretrain.run_status import RunStatus
 from pretrain.sealed import META_NAME, file_hashes
 from pretrain.selection import choose
 from pretrain.whole_state import PREFIX, WholeState, write_whole_state
@@ -156,8 +157,9 @@ def checkpoints(ranks: int, hashed_mb: int) -> list[Row]:
         seconds, hashes = timed(lambda: file_hashes(newest))
         rows.append(row(f"file_hashes, {len(hashes):,} tiny files", seconds, "rank 0, at every save"))
         for path in (root / "step_00000100", newest):
-            meta = {"step": 0, "data_step": 0, "skipped": 0, "identity": {}, "sha256": hashes}
-            (path / META_NAME).write_text(json.dumps(meta))
+            position = {"step": 0, "data_step": 0, "skipped": 0}
+            made = {"world_size": ranks, "zero_stage": 3, "identity": {"order": {"batch_size": ranks}}}
+            (path / META_NAME).write_text(json.dumps(position | made | {"sha256": hashes}))
         seconds, _ = timed(lambda: [fsync(path) for path in newest.rglob("*")])
         rows.append(row("fsync of each of them", seconds, "rank 0; a round trip each on network storage"))
         rows.append(Row("meta.json", (newest / META_NAME).stat().st_size / 1e6, "MB", "read by every rank at a resume"))
@@ -257,7 +259,8 @@ class ManyRanks(World):
 def heartbeat(ranks: int, per_host: int) -> list[Row]:
     """What the beats of all ranks cost: the real thread's methods, with every other rank at this host's address."""
     peers = (Peer("localhost", "127.0.0.1"),) * ranks
-    beats = Heartbeat(ManyRanks(0, ranks, 0, torch.device("cpu"), None, peers), DistributedConfig(), Path())
+    world = ManyRanks(0, ranks, 0, torch.device("cpu"), None, peers)
+    beats = Heartbeat(world, DistributedConfig(), Path(), RunStatus(Path(), 1, ranks, enabled=False))
     rate, port = (ranks - 1) / beats.pause, beats._socket.getsockname()[1]
     content = {"run": beats._name, "rank": ranks - 1, "where": "step 123456", "leaving": False}
     size = len(json.dumps(content)) + DATAGRAM_BYTES
