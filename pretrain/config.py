@@ -186,7 +186,7 @@ class TelemetryConfig:
     """Peak TFLOP/s of one rank for MFU; None takes the known device's or measures a matrix product."""
     straggler_ratio: float = 1.5
     """A rank that takes this many times the median rank's seconds for its data or its forward passes, in three rows
-    one after the other, is noted by name."""
+    one after the other and for twenty seconds, is noted by name."""
     progress_bar: bool = True
     """Show a progress bar with an ETA on rank 0."""
 

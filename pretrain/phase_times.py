@@ -26,8 +26,8 @@ from pretrain.distributed import World
 PHASES = ("data", "forward", "backward", "update")
 REVEALING = ("data", "forward")
 """Phases in which a slow rank is slow by itself, while the others wait for it elsewhere."""
-NOTED_AFTER = 3
-"""Readings in a row with the same straggler before it is noted."""
+NOTED_AFTER, NOTED_SECONDS = 3, 20.0
+"""Readings in a row with the same straggler, and seconds between the first and the last of them, before it is noted."""
 SHARE = 0.05
 """Of a step, that a straggler must cost to be noted."""
 
@@ -99,9 +99,15 @@ class StragglerWatch:
     ratio: float
     _suspect: tuple[str, int] | None = None
     _in_a_row: int = 0
+    _since: float = 0.0
+    _noted: bool = False
 
-    def look(self, spreads: dict[str, Spread], world: World) -> str:
-        """Takes one reading; a sentence when a straggler is certain, once until it changes, else an empty string."""
+    def look(self, spreads: dict[str, Spread], world: World, now: float) -> str:
+        """Takes one reading, at `now` seconds of any clock.
+
+        Returns:
+            A sentence when a straggler is certain, once until it changes, else an empty string.
+        """
         step = sum(spread.median for spread in spreads.values())
         found = max(REVEALING, key=lambda phase: spreads[phase].slowest - spreads[phase].median)
         median, slowest, rank = spreads[found]
@@ -109,10 +115,11 @@ class StragglerWatch:
             self._suspect, self._in_a_row = None, 0
             return ""
         if self._suspect != (found, rank):
-            self._suspect, self._in_a_row = (found, rank), 0
+            self._suspect, self._in_a_row, self._since, self._noted = (found, rank), 0, now, False
         self._in_a_row += 1
-        if self._in_a_row != NOTED_AFTER:
+        if self._noted or self._in_a_row < NOTED_AFTER or now - self._since < NOTED_SECONDS:
             return ""
+        self._noted = True
         return (
             f"{world.names([rank])} takes {slowest:.3g} s a step for {found}, the median rank {median:.3g} s; "
             "the others wait for it"

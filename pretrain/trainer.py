@@ -9,6 +9,7 @@ seeded per step, learning rates are computed, so resuming is loading one checkpo
 from __future__ import annotations
 
 import json
+import time
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -323,7 +324,7 @@ class Trainer:
     def _log(self, position: Position, step: Step, rate: float, norm: float, label: dict[str, int]) -> None:
         rates = self.throughput.read(self.unit)
         spreads = self.phases.read(self.world)
-        if straggler := self.stragglers.look(spreads, self.world):
+        if straggler := self.stragglers.look(spreads, self.world, time.monotonic()):
             self.telemetry.event(position.step, "straggler", straggler)
         consumed = {self.unit: self.order.position(position.data_step) * self.units}
         self.telemetry.row(

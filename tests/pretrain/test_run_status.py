@@ -123,17 +123,30 @@ def spreads(forward: Spread) -> dict[str, Spread]:
     return {phase: forward if phase == "forward" else Spread(0.2, 0.2, 0) for phase in PHASES}
 
 
-def test_a_straggler_is_named_after_three_readings_and_once():
+def test_a_straggler_is_named_after_three_readings_and_twenty_seconds_and_once():
     world = World(0, 4, 0, torch.device("cpu"), None, tuple(Peer(f"node-{n}", "") for n in range(4)))
     watch = StragglerWatch(ratio=1.5)
     slow, fine, other = Spread(0.4, 1.0, 3), Spread(0.4, 0.5, 3), Spread(0.4, 1.0, 1)
-    said = [watch.look(spreads(forward), world) for forward in (slow, slow, fine, slow, slow, slow, slow, other)]
-    assert [bool(text) for text in said] == [False] * 5 + [True, False, False]
-    assert said[5].startswith("host node-3 (rank 3) takes 1 s a step for forward, the median rank 0.4 s")
+    readings = [
+        (slow, 0),
+        (slow, 30),
+        (fine, 60),
+        (slow, 70),
+        (slow, 75),
+        (slow, 80),
+        (slow, 90),
+        (slow, 99),
+        (other, 99),
+    ]
+    said = [watch.look(spreads(forward), world, now) for forward, now in readings]
+    assert [bool(text) for text in said] == [False] * 6 + [True, False, False]
+    assert said[6].startswith("host node-3 (rank 3) takes 1 s a step for forward, the median rank 0.4 s")
     tiny = {
         phase: Spread(0.001 if phase == "forward" else 1.0, 0.01 if phase == "forward" else 1.0, 2) for phase in PHASES
     }
-    assert not any(watch.look(tiny, world) for _ in range(5))  # ten times as slow, in what costs nothing
+    assert not any(
+        watch.look(tiny, world, 30 * number) for number in range(5)
+    )  # ten times as slow, in what costs nothing
 
 
 def test_of_two_ranks_the_faster_is_the_usual_one():
