@@ -208,7 +208,7 @@ class Campaign:
             "validation.every": self.steps,
             "validation.samples": 8,
             "guards.spike_rollback": "true",
-            "distributed.silence_seconds": 6,
+            "distributed.silence_seconds": 12,
             "telemetry.every": 1,
             "telemetry.tensorboard": "false",
             "telemetry.progress_bar": "false",
