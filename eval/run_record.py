@@ -61,7 +61,13 @@ class RunRecord:
 
     def names(self, kind: str, prefix: str) -> list[str]:
         """Names of the numbers of a kind that start with ``prefix``, in order of appearance."""
-        return list(dict.fromkeys(n for row in self.rows.get(kind, []) for n in row if n.startswith(prefix)))
+        found = (
+            name
+            for row in self.rows.get(kind, [])
+            for name, value in row.items()
+            if name.startswith(prefix) and not isinstance(value, (dict, list))  # `phases`, which status shows
+        )
+        return list(dict.fromkeys(found))
 
     def last(self, kind: str, name: str) -> float | None:
         """The newest value of one number, or None."""
