@@ -25,7 +25,8 @@ def write_run(folder, steps=120, last_valid=3.2):
         norm = "nan" if step == 50 else 1.5
         rates = {"tokens_per_second": 11000.0, "tflops": 0.1, "mfu": 0.412, "data_wait": 0.234}
         train = {"loss": 9 - step / 40, "lr": 1e-3, "grad_norm": norm, "tokens": step * 4096, **rates}
-        rows.append({"kind": "train", "step": step, **train, "seconds": seconds})
+        phases = {"forward": {"median": 0.5, "slowest": 0.6, "rank": 1}}
+        rows.append({"kind": "train", "step": step, **train, "seconds": seconds, "phases": phases})
         if step % 60 == 0:
             loss = 4.0 if step < steps else last_valid
             rows.append(
