@@ -2,7 +2,7 @@
 
     deepspeed --num_accelerators 2 benchmarks/watching.py --config RUN/config.yaml --output NEW --steps 100
 
-RUN is any run (`make quickstart` leaves one in runs/quickstart); its data is used. Every part is timed where the
+RUN is any run (`make quickstart` leaves one in runs/quickstart/train); its data is used. Every part is timed where the
 trainer calls it, the beating thread by its processor time. NEW is a folder that is not there yet.
 """
 

@@ -106,15 +106,18 @@ def report(records: list[Record], campaigns: int, config: FaultsConfig) -> None:
         "| injury | times | seconds until the job had ended, median and largest | steps done again, mean and most |",
         "| --- | --- | --- | --- |",
     ]
-    for kind in (*INJURIES, *PLANTED.values()):
-        those = [record for record in records if record.kind == kind]
-        if not those:
+    for kind, injury in INJURIES.items():
+        if not (those := [record for record in records if record.kind == kind]):
             continue
         seconds = [record.seconds for record in those]
-        ended = f"{np.median(seconds):.1f}, {max(seconds):.1f}" if any(seconds) else "goes on"
-        redone = [record.redone for record in those]
-        again = f"{np.mean(redone):.1f}, {max(redone)}" if kind not in PLANTED.values() else "rolled back as configured"
-        lines.append(f"| {kind} | {len(those)} | {ended} | {again} |")
+        ended = f"{np.median(seconds):.1f}, {max(seconds):.1f}" if any(seconds) else "at once"
+        # Step 0: the log of steps ended in a line that the full disk had cut off.
+        redone = [record.redone for record in those if record.step] or [0]
+        again = f"{np.mean(redone):.1f}, {max(redone)}"
+        lines.append(f"| {kind} | {len(those)} | {'goes on' if injury.survives else ended} | {again} |")
+    for kind in PLANTED.values():
+        outcome = "rolled back, its batches stepped over" if "spike" in kind else "the update skipped"
+        lines.append(f"| {kind} | {sum(record.kind == kind for record in records)} | goes on | {outcome} |")
     path = Path(config.report)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

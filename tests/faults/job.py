@@ -55,9 +55,13 @@ class Job:
 
     @property
     def step(self) -> int:
-        """The last step that metrics.jsonl tells of; 0 before the first."""
-        with suppress(OSError, ValueError, IndexError):
-            return int(rows(self.run, "train")[-1]["step"])
+        """The last step that metrics.jsonl tells of, in a whole line; 0 before the first."""
+        with suppress(OSError):
+            for line in reversed((self.run / "metrics.jsonl").read_text().splitlines()):
+                with suppress(ValueError):
+                    row = json.loads(line)
+                    if row["kind"] == "train":
+                        return int(row["step"])
         return 0
 
     def begun(self) -> bool:
