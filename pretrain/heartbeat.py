@@ -18,7 +18,6 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import random
 import re
 import secrets
 import select
@@ -136,7 +135,9 @@ class Heartbeat:
     def _watch(self) -> None:
         """The thread: beats, listens, and judges right after it has listened."""
         judged = time.monotonic()
-        due = judged + random.random() * self.pause  # not all ranks at once: buffers hold a few hundred beats
+        self._beat()  # at once: a rank that was never heard is not watched
+        # Then not all ranks at the same moment: buffers hold a few hundred beats.
+        due = judged + self.pause * (self.world.rank + 1) / self.world.size
         while not self._done.is_set():
             now = time.monotonic()
             if now >= due:

@@ -71,9 +71,8 @@ def write_whole_state(engine_files: Path, stage: int, ranks: int, names: Sequenc
 
     what = f"{engine_files.parent.name}: from ZeRO stage {stage} on {ranks} rank{'s' if ranks > 1 else ''}"
     try:
-        files = sorted(
-            path.name for path in engine_files.iterdir()
-        )  # once: there are two for each of thousands of ranks
+        # Listed once: there may be two for each of thousands of ranks.
+        files = sorted(path.name for path in engine_files.iterdir())
         states = next((name for name in files if name.endswith(MODEL_STATES)), MODEL_STATES)
         content = _load(engine_files / states)
         parameters = _read_partitions(engine_files, files, content, stage, ranks, names)

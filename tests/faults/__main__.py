@@ -24,6 +24,9 @@ from tests.faults.injuries import INJURIES, LIMIT, PLANTED
 from tests.pretrain.conftest import make_corpus
 from tokenizer.command_line import add_config_arguments, make_config
 
+STAGES = 4
+"""ZeRO stages, which campaigns have in turn."""
+
 
 @dataclass(frozen=True)
 class FaultsConfig:
@@ -64,10 +67,12 @@ def main() -> int:
                 campaign = folder / f"{number:03}"
                 try:
                     found = Campaign(
-                        campaign, corpus, number % 4, config.seed + number, _kinds(config, number)
+                        campaign, corpus, number % STAGES, config.seed + number, _kinds(config, number)
                     ).carry_out()
                 except AssertionError as error:
-                    broken.append(f"campaign {number} (ZeRO stage {number % 4}; its logs are in {campaign}): {error}")
+                    broken.append(
+                        f"campaign {number} (ZeRO stage {number % STAGES}; its logs are in {campaign}): {error}"
+                    )
                     break
                 kept.write_text(json.dumps([asdict(record) for record in found], indent=1))
                 shutil.rmtree(campaign)
@@ -90,12 +95,13 @@ def _kinds(config: FaultsConfig, number: int) -> list[str]:
 
 def report(records: list[Record], campaigns: int, config: FaultsConfig) -> None:
     """A table by kind."""
+    stages = ", ".join(str(stage) for stage in range(min(campaigns, STAGES)))
     lines = [
         "# Faults, injected",
         "",
         f"`make faults` (`python -m tests.faults --injuries {config.injuries} --seed {config.seed}`; "
         f"Python {platform.python_version()}, two gloo ranks, CPU): {len(records)} injuries to {campaigns} runs of a "
-        f"small language model, ZeRO stages 0 to 3 in turn, a checkpoint every {EVERY} steps.",
+        f"small language model at ZeRO stages {stages}, a checkpoint every {EVERY} steps.",
         "",
         f"After each injury the job ended within {LIMIT:.0f} s, said what had happened where anybody was left to say "
         "it, and the next launch went on by itself (once a full disk was emptied, or the right shards were back). In "
