@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pretrain.config import GuardConfig
-from pretrain.errors import TrainingDiverged
 
 WINDOW = 100
 """Losses that make the recent course."""
@@ -77,6 +76,8 @@ class Verdict(NamedTuple):
     """Its kind and detail, where something is to be noted."""
     roll_back: bool = False
     """Whether to go back to the last checkpoint."""
+    give_up: str = ""
+    """Why the run should end instead: it is time to go back, but `max_rollbacks` are used up."""
 
 
 class DivergenceGuard:
@@ -108,22 +109,18 @@ class DivergenceGuard:
         self.non_finite, self.spikes = non_finite, spikes
 
     def look(self, data_step: int, applied: bool, loss: float) -> Verdict:
-        """The verdict on the step that took batch `data_step`: whether its update was applied, and its mean loss.
-
-        Raises:
-            TrainingDiverged: it is time to go back, but `max_rollbacks` are used up.
-        """
+        """The verdict on the step that took batch `data_step`: whether its update was applied, and its mean loss."""
         config = self.config
         self.non_finite = 0 if applied else self.non_finite + 1
         if not applied:
             noted = ("skip", f"non-finite gradients in batch {data_step}")
-            return Verdict(noted, self._go_back(self.non_finite, config.max_consecutive_skips, "non-finite gradients"))
+            return self._verdict(noted, self.non_finite, config.max_consecutive_skips, "non-finite gradients")
         usual = self._follow(loss)
         if usual is None:
             return Verdict()
         noted = ("spike", f"loss {loss:.4g} in batch {data_step}, usual until now: {usual:.4g}")
         if config.spike_rollback:
-            return Verdict(noted, self._go_back(self.spikes, config.spike_steps, "a loss far above its course"))
+            return self._verdict(noted, self.spikes, config.spike_steps, "a loss far above its course")
         if self.spikes < config.spike_steps:
             return Verdict(noted if self.spikes == 1 else None)
         self.begin([])  # this is the course now
@@ -145,14 +142,15 @@ class DivergenceGuard:
         self._course.append(loss)
         return None
 
-    def _go_back(self, in_a_row: int, limit: int, what: str) -> bool:
+    def _verdict(self, noted: tuple[str, str], in_a_row: int, limit: int, what: str) -> Verdict:
         if in_a_row < limit:
-            return False
+            return Verdict(noted)
         if self.rollbacks == self.config.max_rollbacks:
-            raise TrainingDiverged(
-                f"{what} in {in_a_row} steps in a row, also after {self.rollbacks} rollbacks; "
+            return Verdict(
+                noted,
+                give_up=f"{what} in {in_a_row} steps in a row, also after {self.rollbacks} rollbacks; "
                 "lower optimizer.lr, check the data of these steps with `python -m data_pipeline replay`, "
-                "or raise guards.max_rollbacks"
+                "or raise guards.max_rollbacks",
             )
         self.rollbacks += 1
-        return True
+        return Verdict(noted, roll_back=True)

@@ -170,6 +170,8 @@ class Trainer:
 
             if verdict.event is not None:
                 telemetry.event(position.step, *verdict.event)
+            if verdict.give_up:
+                raise TrainingDiverged(verdict.give_up)
             if verdict.roll_back:
                 return self._roll_back(position)
             if position.step % config.telemetry.every == 0 or done:

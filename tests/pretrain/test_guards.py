@@ -91,8 +91,17 @@ def test_gives_up_after_the_last_rollback():
     assert [guard.look(0, applied, 1.0).roll_back for applied in steps] == [False, False, False, True]
     guard.begin([])
     assert not guard.look(0, False, 1.0).roll_back
-    with pytest.raises(TrainingDiverged, match="after 1 rollbacks"):
-        guard.look(0, False, 1.0)
+    verdict = guard.look(0, False, 1.0)
+    assert "after 1 rollbacks" in verdict.give_up and not verdict.roll_back
+
+
+def test_the_step_that_ends_a_run_is_still_noted(tmp_path):
+    extra = ["--guards.max_consecutive_skips", "1", "--guards.max_rollbacks", "0"]
+    with pytest.raises(
+        TrainingDiverged, match=r"non-finite gradients in 1 steps in a row.*raise guards\.max_rollbacks"
+    ):
+        run(toy(tmp_path, *extra, poison=[sample_of_step(3)]))
+    assert [(row["event"], row["step"]) for row in rows(tmp_path, "event")] == [("skip", 4)]
 
 
 class SignalAtStep(EvaluationHook):
