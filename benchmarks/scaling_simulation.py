@@ -25,10 +25,11 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from arch.finding import newest_checkpoints
 from data_pipeline import Loader, fingerprint
 from data_pipeline.order import Order
 from data_pipeline.round_order import RoundsOrder, Selection, first_visits
-from pretrain.checkpoint import ENGINE_TAG, Checkpoints, list_checkpoints
+from pretrain.checkpoint import ENGINE_TAG, Checkpoints
 from pretrain.config import CheckpointConfig, DistributedConfig
 from pretrain.distributed import Peer, World
 from pretrain.durable import fsync
@@ -150,7 +151,7 @@ def checkpoints(ranks: int, hashed_mb: int) -> list[Row]:
     """A folder with two files for each rank (stage 3), tiny ones: naming, hashing, finding, pruning."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+        root = Path(folder) / "checkpoints"
         for step in (100, 200):
             _empty_checkpoint(root / f"step_{step:08d}", ranks)
         newest = root / "step_00000200"
@@ -163,13 +164,13 @@ def checkpoints(ranks: int, hashed_mb: int) -> list[Row]:
         seconds, _ = timed(lambda: [fsync(path) for path in newest.rglob("*")])
         rows.append(row("fsync of each of them", seconds, "rank 0; a round trip each on network storage"))
         rows.append(Row("meta.json", (newest / META_NAME).stat().st_size / 1e6, "MB", "read by every rank at a resume"))
-        saved = Checkpoints(root, CheckpointConfig(keep=1), World.alone("cpu"))
-        rows.append(row("list_checkpoints", timed(lambda: list_checkpoints(root))[0], "every rank"))
+        saved = Checkpoints(Path(folder), CheckpointConfig(keep=1), World.alone("cpu"))
+        rows.append(row("newest_checkpoints", timed(lambda: newest_checkpoints(folder))[0], "every rank"))
         seconds, found = timed(saved.find)
         assert found is not None and found.path == newest
         rows.append(row("Checkpoints.find, checksums included", seconds, "rank 0 hashes, the others wait"))
         seconds, _ = timed(saved._prune)
-        assert list_checkpoints(root) == [newest]
+        assert newest_checkpoints(folder) == [newest]
         rows.append(row(f"pruning one checkpoint of {len(hashes):,} files", seconds, "rank 0"))
         large = root / "large"
         large.mkdir()

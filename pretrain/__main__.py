@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,10 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from data_pipeline import DataError
-from pretrain import bench_report, plan_report, quickstart, quickstart_ocr, quickstart_vision, status_report
-from pretrain.bench import BenchConfig
-from pretrain.command_line import build_parser, parse_with
-from pretrain.config import TrainConfig
+from data_pipeline.errors import DataError
+from pretrain import quickstart, quickstart_ocr, quickstart_vision, status_report
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import StepFailed
-from pretrain.plan import PlanConfig
 from pretrain.walkthrough import Walkthrough
 from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
 
@@ -51,18 +48,23 @@ class RunCommand(NamedTuple):
     Mistakes are explained as `train.py` explains them.
     """
 
-    options: type
-    """What it takes besides the fields of the run."""
-    run: Callable[[TrainConfig, str, Any], str]
-    """Takes the configuration, its complete YAML and the options; returns what is printed."""
+    module: str
+    """Where it is: imported when it is called, because torch takes seconds. Its `run` takes the configuration, its
+    complete YAML and the options, and returns what is printed."""
+    options: str
+    """The dataclass of what it takes besides the fields of the run, in that module."""
     summary: str
 
     def __call__(self, name: str, arguments: list[str]) -> int:
         """Exit code: 0 done, 1 a step failed, 2 wrong arguments."""
+        from pretrain.command_line import build_parser, parse_with
+
+        module = importlib.import_module(self.module)
+        options = getattr(module, self.options)
         parser = build_parser(f"pretrain {name}", self.summary)
-        parser.add_class_arguments(self.options)
+        parser.add_class_arguments(options)
         try:
-            print(self.run(*parse_with(parser, arguments, self.options)))
+            print(module.run(*parse_with(parser, arguments, options)))
         except KeyboardInterrupt:
             return end_interrupted(name)
         except (ConfigurationError, DataError, StepFailed, OSError) as error:
@@ -72,8 +74,16 @@ class RunCommand(NamedTuple):
 
 
 RUN_COMMANDS = {
-    "plan": RunCommand(PlanConfig, plan_report.run, plan_report.SUMMARY),
-    "bench": RunCommand(BenchConfig, bench_report.run, bench_report.SUMMARY),
+    "plan": RunCommand(
+        "pretrain.plan_report",
+        "PlanConfig",
+        "Memory by part for every setting, time and disk of a run, before anything is allocated; picks a setting.",
+    ),
+    "bench": RunCommand(
+        "pretrain.bench_report",
+        "BenchConfig",
+        "Measures ZeRO stages, micro-batches and torch.compile on this machine, with the trainer itself; picks one.",
+    ),
 }
 COMMANDS = {
     "quickstart": Command(

@@ -27,7 +27,6 @@ from pretrain.engine import accumulation_steps, engine_at_stage, resolve_precisi
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import StepFailed
 
-SUMMARY = "Measures ZeRO stages, micro-batches and torch.compile on this machine, with the trainer itself; picks one."
 USUAL_LAUNCHES = 10
 CPU_RANKS = 2
 IDLE = 0.5

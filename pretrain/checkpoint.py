@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
+from arch.finding import newest_checkpoints
 from arch.outside_files import typed
 from data_pipeline import explain_mismatch, fingerprint
 from data_pipeline.order import MAX_STEP, BatchChanges, BatchSize
@@ -117,8 +118,8 @@ class Saved:
 class Checkpoints:
     """The checkpoints of one run directory."""
 
-    def __init__(self, directory: Path, config: CheckpointConfig, world: World) -> None:
-        self.directory, self.config, self.world = directory, config, world
+    def __init__(self, run: Path, config: CheckpointConfig, world: World) -> None:
+        self.run, self.directory, self.config, self.world = run, run / "checkpoints", config, world
 
     def save(self, engine: Engine, position: Position, identity: dict[str, Any]) -> Path:
         """Writes one checkpoint. Collective: call on every rank.
@@ -208,7 +209,7 @@ class Checkpoints:
         """Removes all but the newest `keep` checkpoints and what killed saves left."""
         for leftover in (*self.directory.glob("step_*.tmp"), *self.directory.glob(f"{WHOLE}_*")):
             shutil.rmtree(leftover)
-        for old in list_checkpoints(self.directory)[self.config.keep :]:
+        for old in newest_checkpoints(self.run)[self.config.keep :]:
             shutil.rmtree(old)
 
     def find(self) -> Saved | None:
@@ -217,7 +218,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints, but none is complete; starting over would replace them.
         """
-        candidates = list_checkpoints(self.directory)
+        candidates = newest_checkpoints(self.run)
         for path in candidates:
             problem = None
             if self.world.is_main:
@@ -282,8 +283,3 @@ class Checkpoints:
             raise CheckpointError(f"{saved.path}: {change}: {failure}")
         with WholeState(whole) as state:
             restore(engine, state)
-
-
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Renamed (complete) checkpoints of a run, newest first."""
-    return sorted((p for p in directory.glob("step_*") if p.suffix != ".tmp" and p.is_dir()), reverse=True)

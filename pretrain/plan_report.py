@@ -5,7 +5,6 @@ from __future__ import annotations
 from pretrain.config import TrainConfig
 from pretrain.plan import Choice, Plan, PlanConfig, make_plan
 
-SUMMARY = "Memory by part for every setting, time and disk of a run, before anything is allocated; picks a setting."
 DAY = 86_400
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "total")
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import psutil
 from annotated_types import Ge, Le
 
+from arch.finding import newest_checkpoints
 from arch.outside_files import read_json, typed
-from pretrain.checkpoint import list_checkpoints
 from pretrain.errors import ConfigurationError
 from pretrain.run_status import NAME, RUNNING
 
@@ -165,7 +165,7 @@ def _ranks(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _checkpoints(run: Path) -> Iterator[str]:
-    if found := list_checkpoints(run / "checkpoints"):
+    if found := newest_checkpoints(run):
         age = timedelta(seconds=int(time.time() - found[0].stat().st_mtime))
         yield f"  checkpoint  {found[0].name}, {age} old; {len(found)} kept"
 

@@ -77,7 +77,7 @@ class Trainer:
         accumulation_steps(config, self.world.size)
         # Taken before a model is built, which may complete the task's configuration.
         self.fixed_identity = {"data": self.source.identity(), "task": self.task.identity()}
-        self.checkpoints = Checkpoints(self.directory / "checkpoints", config.checkpoint, self.world)
+        self.checkpoints = Checkpoints(self.directory, config.checkpoint, self.world)
         self.telemetry = Telemetry(
             self.directory, config.telemetry, config.total_steps, self.world.is_main, self.status
         )

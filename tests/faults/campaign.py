@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import list_checkpoints
+from arch.finding import newest_checkpoints
 from tests.faults.injuries import INJURIES, LIMIT, PLANTED, Place, mount
 from tests.faults.job import Job
 from tests.pretrain.conftest import TINY, rows
@@ -172,7 +172,7 @@ class Campaign:
 
     def _check_equal(self) -> None:
         """Weights, position and every step's loss are those of the run that was left alone: no sample lost or twice."""
-        newest = [list_checkpoints(run / "checkpoints")[0] for run in (self.left_alone, self.place.run)]
+        newest = [newest_checkpoints(run)[0] for run in (self.left_alone, self.place.run)]
         whole, hurt = ((path / "model.safetensors").read_bytes() for path in newest)
         assert whole == hurt, "other weights than those of the run that was left alone"
         metas = [json.loads((path / "meta.json").read_text()) for path in newest]

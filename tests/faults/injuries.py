@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain.checkpoint import list_checkpoints
+from arch.finding import newest_checkpoints
 from pretrain.status_report import read
 from tests.faults.job import Job, wait_until
 
@@ -134,7 +134,7 @@ def flip_bit(place: Place, draw: random.Random) -> None:
 
 
 def _some_file(place: Place, draw: random.Random) -> Path:
-    newest = list_checkpoints(place.run / "checkpoints")[0]
+    newest = newest_checkpoints(place.run)[0]
     return draw.choice(sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from arch.finding import newest_checkpoints
 from data_pipeline.__main__ import main as data_pipeline
 from data_pipeline.errors import ShardError
 from pretrain import checkpoint
-from pretrain.checkpoint import list_checkpoints
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.trainer import Outcome, train
@@ -73,7 +73,7 @@ def test_every_kind_of_bad_input_is_named_and_loses_nothing(
     assert data_pipeline([*foreign_command, "--tokenizer", str(another)]) == 0
     with pytest.raises(ConfigurationError, match=r"different tokenizers cannot be mixed .*foreign: \w{12}"):
         attempt(task__train=json.dumps([str(shards), str(foreign)]))
-    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert not newest_checkpoints(tmp_path / "run")
 
     # A full disk while saving: what is there stays.
     assert attempt() is Outcome.FINISHED
@@ -81,7 +81,7 @@ def test_every_kind_of_bad_input_is_named_and_loses_nothing(
         patch.setattr(checkpoint, "fsync", _full_disk)
         with pytest.raises(CheckpointError, match=r"No space left on device.*Earlier checkpoints are untouched"):
             attempt(steps=6)
-    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints = newest_checkpoints(tmp_path / "run")
     assert [path.name for path in checkpoints] == ["step_00000004", "step_00000002"]
 
     # A half-written checkpoint: passed over for the one before it.

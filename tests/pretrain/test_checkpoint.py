@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from arch.finding import newest_checkpoints
 from pretrain import checkpoint
-from pretrain.checkpoint import Checkpoints, check_files, list_checkpoints
+from pretrain.checkpoint import Checkpoints, check_files
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.sealed import file_hashes
@@ -24,14 +25,14 @@ from tests.pretrain.test_guards import run, toy
 
 
 def names(output: Path) -> list[str]:
-    return [path.name for path in list_checkpoints(output / "checkpoints")]
+    return [path.name for path in newest_checkpoints(output)]
 
 
 def test_keeps_the_newest_and_points_at_the_last(tmp_path):
     run(toy(tmp_path))
     assert names(tmp_path) == ["step_00000007", "step_00000006"]
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000007"
-    for path in list_checkpoints(tmp_path / "checkpoints"):
+    for path in newest_checkpoints(tmp_path):
         assert check_files(path) is None
 
 
@@ -65,7 +66,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, caplog, 
 
 def test_with_every_checkpoint_damaged_nothing_is_started_over(tmp_path):
     run(toy(tmp_path))
-    for path in list_checkpoints(tmp_path / "checkpoints"):
+    for path in newest_checkpoints(tmp_path):
         (path / "model.safetensors").write_bytes(b"junk")
     log = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints is complete.*checkpoint\.resume false"):

@@ -16,9 +16,9 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
+from arch.finding import newest_checkpoints
 from data_pipeline import Order, RoundsOrder, Selection, selection_path
 from data_pipeline.replay import ReplayConfig, replay
-from pretrain.checkpoint import list_checkpoints
 from pretrain.command_line import parse
 from pretrain.distributed import initialise_world
 from pretrain.errors import CheckpointError, ConfigurationError
@@ -64,9 +64,7 @@ def weights(output: Path, step: int | None = None) -> dict[str, torch.Tensor]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Bit for bit: last checkpoint, ledgers, selections, training records, logged losses."""
-    assert [path.name for path in list_checkpoints(one / "checkpoints")][:1] == [
-        path.name for path in list_checkpoints(other / "checkpoints")
-    ][:1]
+    assert [path.name for path in newest_checkpoints(one)][:1] == [path.name for path in newest_checkpoints(other)][:1]
     left, right = weights(one), weights(other)
     assert all(torch.equal(left[name], right[name]) for name in left)
     files = sorted(path.name for path in (one / "rounds").iterdir())
@@ -250,7 +248,7 @@ def test_a_kill_between_ledger_and_selection_does_not_rescore(tmp_path, whole):
     run(toy(tmp_path, checkpoint__keep=99, signals={"training": [20 * 4, "SIGTERM"]}))
     run(toy(tmp_path, checkpoint__keep=99, signals={"training": [1, "SIGTERM"]}))  # in the first step of round 2
     selection_path(tmp_path, 2).unlink()
-    for path in list_checkpoints(tmp_path / "checkpoints")[:1]:
+    for path in newest_checkpoints(tmp_path)[:1]:
         assert path.name == "step_00000021"
         (path / "meta.json").unlink()  # falls back to the end of round 1
     trainer = Trainer(parse(toy(tmp_path, checkpoint__keep=99))[0])

@@ -19,7 +19,7 @@ from pretrain.errors import ConfigurationError
 from pretrain.phase_times import PHASES, PhaseTimes, Spread, StragglerWatch
 from pretrain.run_status import RunStatus
 from pretrain.status_report import QUIET_SECONDS, StatusConfig, read, show
-from tests.pretrain.conftest import rows
+from tests.pretrain.conftest import ROOT, rows
 from tests.pretrain.test_guards import run, sample_of_step, toy
 
 
@@ -156,3 +156,10 @@ def test_of_two_ranks_the_faster_is_the_usual_one():
     summed = np.array([[0.1, 0, 0, 0], [0.7, 0, 0, 0]]).flatten().tolist()
     object.__setattr__(world, "sum", lambda values: summed)
     assert times.read(world)["data"] == Spread(0.1, 0.7, 1)
+
+
+def test_status_does_not_wait_for_torch():
+    look = "import sys; sys.argv = ['pretrain', 'status', 'nowhere']; from pretrain.__main__ import main; "
+    program = look + "assert main() == 2; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n" and "not found" in done.stderr
