@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from tests.pretrain.conftest import deepspeed_command, launch, rows
+from tests.pretrain.conftest import rows
+from tests.pretrain.forked_ranks import train_on_ranks
 
 
 @pytest.mark.slow
@@ -23,10 +24,8 @@ def test_the_content_decides_and_not_the_path(tmp_path, corpus, tiny_arguments):
         tiny_arguments(tmp_path / name, task__train=json.dumps([f"{tmp_path}/${{LOCAL_RANK}}/{name}"]), **steps)
         for name in ("train", "other")
     ]
-    plan, log = tmp_path / "plan.json", tmp_path / "log"
-    plan.write_text(json.dumps(lines))
-    process = launch(deepspeed_command("tests/pretrain/train_several.py", str(plan)), log)
-    assert process.wait(timeout=900) == 1, log.read_text()[-3000:]
+    log = tmp_path / "log"
+    assert train_on_ranks(2, lines, log) == [1, 1], log.read_text()[-3000:]
     assert [row["step"] for row in rows(tmp_path / "train", "train")] == [1, 2, 3]
     assert not (tmp_path / "other" / "metrics.jsonl").exists()
     here = socket.gethostname()

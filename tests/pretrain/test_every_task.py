@@ -4,18 +4,16 @@
     two ranks at every stage train like one process
     a checkpoint loads without the run, to the same validation loss
 
-Two real gloo ranks through the deepspeed launcher. A launch trains one run after the other, because starting ranks
-takes longer than training these models; runs that are killed have processes of their own in it.
+Two real gloo ranks, forked; those that are not to be killed train one run after the other.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,8 @@ import torch
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
 from pretrain.trainer import train
-from tests.pretrain.conftest import deepspeed_command, launch, rank_processes, rows
+from tests.pretrain.conftest import rows
+from tests.pretrain.forked_ranks import start_ranks, train_on_ranks
 from tests.pretrain.task_cases import CASES, EVERY, STEPS, Materials, arguments
 
 STAGES = range(4)
@@ -50,25 +49,19 @@ class Runs:
     def command_line(self, kind: str, case: str, stage: int, **changes: int) -> list[str]:
         return arguments(case, self.materials, self.path(kind, case, stage), engine__zero_stage=stage, **changes)
 
-    def start(self, kind: str, which: list[tuple[str, int]], log: Path) -> subprocess.Popen:
-        """Two ranks that train these runs one after the other; the killed ones apart, and each once more."""
-        plans, apart = self.folder / f"{kind}.json", kind == "killed"
-        saving = {} if apart else {"checkpoint__every": STEPS}
-        lines = [self.command_line(kind, case, stage, **saving) for case, stage in which for _ in range(1 + apart)]
-        plans.write_text(json.dumps(lines))
-        words = ["--apart"] * apart
-        return launch(deepspeed_command("tests/pretrain/train_several.py", *words, str(plans)), log)
-
 
 @pytest.fixture(scope="module")
-def runs(corpus: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """Every task at every stage, trained on two ranks without interruption."""
+def runs(corpus: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every task at every stage, trained on two ranks without interruption.
+
+    Stage 3 last: DeepSpeed leaves a slower linear layer behind.
+    """
     folder = tmp_path_factory.mktemp("runs")
     made = Runs(folder, Materials(folder, corpus))
     log = folder / "whole.log"
-    process = made.start("whole", [(case, stage) for case in CASES for stage in STAGES], log)
-    assert process.wait(timeout=SECONDS) == 0, log.read_text()[-3000:]
-    yield made
+    lines = [made.command_line("whole", case, stage, checkpoint__every=STEPS) for stage in STAGES for case in CASES]
+    assert train_on_ranks(2, lines, log, SECONDS) == [0, 0], log.read_text()[-3000:]
+    return made
 
 
 def states(run: Path) -> dict[str, object]:
@@ -91,13 +84,13 @@ def flatten(value: object, name: str, into: dict[str, object]) -> None:
         into[name] = value
 
 
-def kill_during(process: subprocess.Popen, run: Path, number: int) -> None:
-    """SIGKILLs a run on all ranks: at a random moment after some step, or inside its second checkpoint write or a later
+def kill_during(ranks: Sequence[BaseProcess], run: Path, number: int) -> None:
+    """SIGKILLs all ranks of a run: at a random moment after some step, or inside its second checkpoint write or a later
     one, in turns."""
     deadline = time.monotonic() + SECONDS
     draw = random.Random(number)
     after = draw.randint(EVERY, STEPS - 3)
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and all(rank.is_alive() for rank in ranks):
         if number % 2:
             if any(path.name > f"step_{EVERY + 1:08d}" for path in (run / "checkpoints").glob("step_*.tmp")):
                 break
@@ -105,10 +98,9 @@ def kill_during(process: subprocess.Popen, run: Path, number: int) -> None:
             time.sleep(draw.random() * 0.1)
             break
         time.sleep(0.0005)
-    assert process.poll() is None, f"{run.name}: the launch ended before it could be killed"
-    for rank in rank_processes(process.pid):
-        for training in rank.children():
-            training.kill()
+    assert all(rank.is_alive() for rank in ranks), f"{run.name}: it ended before it could be killed"
+    for rank in ranks:
+        rank.kill()
 
 
 @pytest.mark.slow
@@ -116,14 +108,13 @@ def kill_during(process: subprocess.Popen, run: Path, number: int) -> None:
 def test_killed_and_resumed_equals_uninterrupted(runs):
     inside = 0
     log = runs.folder / "killed.log"
-    process = runs.start("killed", KILLS, log)
     for case, stage in KILLS:
-        run = runs.path("killed", case, stage)
-        kill_during(process, run, stage)
+        run, line = runs.path("killed", case, stage), runs.command_line("killed", case, stage)
+        kill_during(start_ranks(2, [line], log), run, stage)
         assert not (run / "checkpoints" / f"step_{STEPS:08d}").exists()
         inside += bool(list((run / "checkpoints").glob("*.tmp")))
+        assert train_on_ranks(2, [line], log, SECONDS) == [0, 0], log.read_text()[-3000:]
     assert inside > 0, "no run was killed inside a checkpoint write"
-    assert process.wait(timeout=SECONDS) == 0, log.read_text()[-3000:]
 
     for case, stage in KILLS:
         whole, killed = (runs.path(kind, case, stage) for kind in ("whole", "killed"))

@@ -27,7 +27,8 @@ from pretrain.loss_record import record_file
 from pretrain.scoring import score_samples
 from pretrain.tasks.base import TaskModule
 from pretrain.trainer import Outcome, Trainer, train
-from tests.pretrain.conftest import ROOT, deepspeed_command, environment, launch, rows
+from tests.pretrain.conftest import ROOT, environment, rows
+from tests.pretrain.forked_ranks import train_on_ranks
 from tests.pretrain.toy import ToySource, ToyTask
 
 SIZE, BATCH, STEPS, SEED = 400, 8, 20, 5
@@ -380,11 +381,10 @@ def test_impossible_rounds_are_refused_before_anything_starts(tmp_path, changes,
 def test_two_ranks_make_the_same_ledger_and_the_same_choice(tmp_path, whole):
     """Killed while rescoring, resumed; the ledger is to the bit what one rank makes of the same weights."""
     output = tmp_path / "run"
-    for signals, code in (({"frozen": [2 + 21, "SIGKILL"]}, None), ({}, 0)):
+    for signals, finishes in (({"frozen": [2 + 21, "SIGKILL"]}, False), ({}, True)):
         arguments = toy(output, signals=signals, checkpoint__keep=99, rounds__unit="sample", engine__zero_stage=3)
         log = tmp_path / "log"
-        result = launch(deepspeed_command("pretrain/train.py", *arguments), log).wait(timeout=900)
-        assert (result == 0) == (code == 0), log.read_text()[-3000:]
+        assert (train_on_ranks(2, [arguments], log) == [0, 0]) == finishes, log.read_text()[-3000:]
     assert rows(output, "rescoring")[0]["samples"] < STEPS * BATCH  # the second start continued the first's ledger
     found, alone = ledger(output), ledger(whole["sample", "frozen"])
     assert np.array_equal(found["ids"], alone["ids"])

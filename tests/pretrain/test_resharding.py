@@ -1,12 +1,11 @@
 """Another number of ranks, another ZeRO stage: the run goes on with the same batches, to the same losses and weights.
 
-Every pair of stages and every pair of 1 to 3 ranks, with both optimizers. A launch trains all runs that have its number
-of ranks; a single rank is this process.
+Every pair of stages and every pair of 1 to 3 ranks, with both optimizers. All runs that have the same number of ranks
+are trained by the same ranks; a single one is this process.
 """
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from safetensors.torch import load_file
 
 from pretrain.command_line import parse
 from pretrain.trainer import train
-from tests.pretrain.conftest import deepspeed_command, launch, rows
+from tests.pretrain.conftest import rows
+from tests.pretrain.forked_ranks import train_on_ranks
 
 RANKS, STAGES = (1, 2, 3), (0, 1, 2, 3)
 BATCH, FIRST, STEPS = 12, 3, 6
@@ -26,7 +26,6 @@ CHANGES = [
     for n, (before, after) in enumerate(STAGE_PAIRS)
 ]
 """((ranks, stage) of the first part, of the second, optimizer)."""
-SECONDS = 600
 
 
 def arguments(folder: Path, ranks: int, stage: int, optimizer: str, steps: int) -> list[str]:
@@ -40,7 +39,7 @@ def arguments(folder: Path, ranks: int, stage: int, optimizer: str, steps: int) 
 
 
 def run_all(folder: Path, name: str, plans: list[tuple[int, list[str]]]) -> None:
-    """Trains command lines, those of one number of ranks in one launch."""
+    """Trains command lines, those of one number of ranks on the same ranks."""
     for ranks in RANKS:
         lines = [line for number, line in plans if number == ranks]
         if ranks == 1:
@@ -48,10 +47,8 @@ def run_all(folder: Path, name: str, plans: list[tuple[int, list[str]]]) -> None
                 for line in lines:
                     train(parse(line)[0])
             continue
-        plan, log = folder / f"{name}{ranks}.json", folder / f"{name}{ranks}.log"
-        plan.write_text(json.dumps(lines))
-        command = deepspeed_command("tests/pretrain/train_several.py", str(plan), ranks=ranks)
-        assert launch(command, log).wait(timeout=SECONDS) == 0, log.read_text()[-3000:]
+        log = folder / f"{name}{ranks}.log"
+        assert train_on_ranks(ranks, lines, log) == [0] * ranks, log.read_text()[-3000:]
 
 
 @pytest.fixture(scope="module")
