@@ -74,7 +74,9 @@ def test_an_export_whose_logits_differ_is_refused_and_leaves_nothing(build, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (previous / "config.json").is_file()
 
 
-def test_only_a_model_is_overwritten(build, tmp_path):
+def test_only_a_model_is_overwritten(build, tmp_path, monkeypatch):
+    reloaded = lambda directory, ids_BS, device: load_causal_lm(directory)(ids_BS).logits  # noqa: E731
+    monkeypatch.setattr(export, "_reloaded_logits", reloaded)  # in this process, which takes no seconds to start
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="holds something other than an exported model"):
         export_model(build(), tmp_path, overwrite=True)

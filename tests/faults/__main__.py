@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tests.faults.campaign import EVERY, Campaign, Record
 from tests.faults.injuries import INJURIES, LIMIT, PLANTED
-from tests.pretrain.conftest import make_corpus
+from tests.pretrain.conftest import TINY, make_corpus
 from tokenizer.command_line import add_config_arguments, make_config
 
 STAGES = 4
@@ -60,15 +60,17 @@ def main() -> int:
     broken: list[str] = []
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=config.injuries, unit="injury") as bar:
         corpus = make_corpus(Path(scratch))
+        shape = Path(scratch, "tiny.yaml")
+        shape.write_text(json.dumps(TINY))
+        task = {"task": "tests.faults.language.WoundedLanguageModel", "task.model": str(shape)}
         number = 0
         while len(records) < config.injuries and not broken:
             kept = folder / f"{number:03}.json"
             if not kept.exists():
                 campaign = folder / f"{number:03}"
                 try:
-                    found = Campaign(
-                        campaign, corpus, number % STAGES, config.seed + number, _kinds(config, number)
-                    ).carry_out()
+                    stage, seed = number % STAGES, config.seed + number
+                    found = Campaign(campaign, corpus, stage, seed, _kinds(config, number), task).carry_out()
                 except AssertionError as error:
                     broken.append(
                         f"campaign {number} (ZeRO stage {number % STAGES}; its logs are in {campaign}): {error}"

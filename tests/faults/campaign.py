@@ -13,7 +13,7 @@ import random
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from arch.finding import newest_checkpoints
 from tests.faults.injuries import INJURIES, LIMIT, PLANTED, Place, mount
 from tests.faults.job import Job
-from tests.pretrain.conftest import TINY, rows
+from tests.pretrain.conftest import rows
 
 EVERY, KEEP = 8, 3
 FIRST = 2 * EVERY + 2
@@ -59,10 +59,19 @@ class Campaign:
         stage: ZeRO stage.
         seed: of all that is random.
         kinds: of injuries, in their order; the run has steps for all of them.
+        task: the task's class, and settings of it that are not the same for all.
     """
 
-    def __init__(self, folder: Path, corpus: dict[str, Path], stage: int, seed: int, kinds: Sequence[str]) -> None:
-        self.folder, self.corpus, self.stage, self.kinds = folder, corpus, stage, kinds
+    def __init__(
+        self,
+        folder: Path,
+        corpus: dict[str, Path],
+        stage: int,
+        seed: int,
+        kinds: Sequence[str],
+        task: Mapping[str, str],
+    ) -> None:
+        self.folder, self.corpus, self.stage, self.kinds, self.task = folder, corpus, stage, kinds, task
         self.draw = random.Random(seed)
         self.steps = FIRST + (LONGEST_GAP + RESERVE) * (len(kinds) + 1)
         if self.steps <= IN_QUESTION.stop:
@@ -188,11 +197,8 @@ class Campaign:
         assert {"skip", "spike", "rollback"} <= events, events
 
     def _words(self, run: Path) -> list[str]:
-        shape = self.folder / "tiny.yaml"
-        shape.write_text(json.dumps(TINY))
         settings: dict[str, Any] = {
-            "task": "tests.faults.victim.WoundedTask",
-            "task.model": shape,
+            **self.task,
             "task.train": json.dumps([str(self.place.shards)]),
             "task.valid": json.dumps({"all": str(self.corpus["valid"])}),
             "task.sequence_length": 32,

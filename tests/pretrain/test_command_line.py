@@ -1,13 +1,12 @@
 """Configuration errors: one line, the field, the nearest valid name; nothing allocated, no run directory made."""
 
-import subprocess
 import sys
 
 import pytest
 
+from pretrain import train
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
-from tests.pretrain.conftest import ROOT, environment
 
 TOY = ["--task", "tests.pretrain.toy.ToyTask", "--output", "runs/never", "--steps", "3"]
 
@@ -98,14 +97,18 @@ def test_wrong_values_name_the_field(arguments, field):
     ],
 )
 def test_what_the_configuration_names_is_refused_without_a_traceback(
-    overrides, code, message, tiny_arguments, tmp_path
+    overrides, code, message, tiny_arguments, tmp_path, monkeypatch, capsys
 ):
     output = overrides.get("output", tmp_path / "run")
     arguments = tiny_arguments(output, **{name: value for name, value in overrides.items() if name != "output"})
-    command = [sys.executable, "pretrain/train.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(train, "_leave", lambda: sys.exit(1))  # it ends the process that this test runs in
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(train.main())
+    said = capsys.readouterr().err
+    assert ended.value.code == code, said
+    assert message in said and "Traceback" not in said
 
 
 def test_missing_required_field_is_named():

@@ -6,6 +6,7 @@ import pytest
 
 from tests.faults.campaign import Campaign
 from tests.faults.injuries import INJURIES, PLANTED
+from tests.pretrain.conftest import TINY
 
 KINDS = [
     "clock set back",
@@ -25,6 +26,7 @@ KINDS = [
 @pytest.mark.distributed
 def test_a_run_that_everything_happens_to_ends_like_one_that_was_left_alone(corpus, tmp_path):
     assert set(KINDS) <= set(INJURIES)
-    records = Campaign(tmp_path / "campaign", corpus, stage=1, seed=5, kinds=KINDS).carry_out()
+    task = {"task": "tests.faults.bigrams.WoundedBigrams", "task.vocab_size": str(TINY["vocab_size"])}
+    records = Campaign(tmp_path / "campaign", corpus, stage=1, seed=5, kinds=KINDS, task=task).carry_out()
     missing = {*KINDS, *PLANTED.values()} - {record.kind for record in records}
     assert missing <= {"disk full"}  # where no file system may be mounted

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from pretrain.loss_record import record_file
 from pretrain.scoring import score_samples
 from pretrain.tasks.base import TaskModule
 from pretrain.trainer import Outcome, Trainer, train
-from tests.pretrain.conftest import ROOT, environment, rows
+from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import train_on_ranks
 from tests.pretrain.toy import ToySource, ToyTask
 
@@ -236,9 +234,8 @@ def test_stopped_while_rescoring_keeps_what_is_done(tmp_path, whole, unit):
 def test_killed_while_rescoring_and_again_in_round_two_is_the_same_run(tmp_path, whole):
     """kill -9, for real: in the middle of the second chunk, then between two checkpoints of the second round."""
     for moment in ({"frozen": [4 + 50, "SIGKILL"]}, {"training": [4 * 4 + 3, "SIGKILL"]}):
-        command = [sys.executable, "pretrain/train.py", *toy(tmp_path, signals=moment, checkpoint__keep=99)]
-        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        arguments = toy(tmp_path, signals=moment, checkpoint__keep=99)
+        assert train_on_ranks(1, [arguments], tmp_path / "log") == [-signal.SIGKILL]
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000024"
     assert run(toy(tmp_path, checkpoint__keep=99)) is Outcome.FINISHED
     assert [row["step"] for row in rows(tmp_path, "event") if row["event"] == "resume"] == [20, 24]
