@@ -14,7 +14,6 @@ removes. Resume takes the newest directory whose files match their checksums and
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass, field, fields
@@ -34,7 +33,7 @@ from pretrain.engine import Engine
 from pretrain.engine_files import check_engine_files, contained
 from pretrain.errors import CheckpointError
 from pretrain.resharding import restore
-from pretrain.sealed import META_NAME, Sealed, check_files, file_hashes, read_sealed
+from pretrain.sealed import META_NAME, Sealed, check_files, read_sealed, seal
 from pretrain.whole_state import WholeState, write_whole_state
 
 logger = logging.getLogger(__name__)
@@ -184,15 +183,8 @@ class Checkpoints:
             return
         final = self._at(position.step)
         engine.task.save_pretrained(engine.model, state, temporary)
-        meta = {
-            "format": 1,
-            **asdict(position),
-            "world_size": self.world.size,
-            "zero_stage": engine.stage,
-            "identity": identity,
-            "sha256": file_hashes(temporary),
-        }
-        (temporary / META_NAME).write_text(json.dumps(meta, indent=1))
+        made = {"world_size": self.world.size, "zero_stage": engine.stage, "identity": identity}
+        seal(temporary, format=1, **asdict(position), **made)
         for path in (*temporary.rglob("*"), temporary):
             fsync(path)
         if final.exists():  # the same step again, after a rollback

@@ -1,12 +1,13 @@
-"""Folders that tell whether they are whole: a meta.json with the SHA-256 of every other file."""
+"""Folders that tell whether they are whole: a meta.json with the SHA-256 of every other file, and of what it says."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Len
 
@@ -15,6 +16,8 @@ from pretrain.errors import CheckpointError
 
 SealedType = TypeVar("SealedType", bound="Sealed")
 META_NAME = "meta.json"
+OWN = "meta_sha256"
+"""The field with the checksum of all others; checkpoints of before it have none."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,28 @@ class Sealed:
     """SHA-256 by file, as paths below the folder."""
 
 
+def seal(folder: Path, **fields: Any) -> None:
+    """Writes a folder's meta.json: `fields`, the SHA-256 of every other file, and its own."""
+    content = json.loads(json.dumps({**fields, "sha256": file_hashes(folder)}))  # as it will be read
+    (folder / META_NAME).write_text(json.dumps({**content, OWN: _own(content)}, indent=1))
+
+
+def _own(content: dict[str, Any]) -> str:
+    """SHA-256 of what a meta.json says, however it is laid out."""
+    fields = {name: value for name, value in content.items() if name != OWN}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
 def read_sealed(path: Path, kind: type[SealedType] = Sealed) -> SealedType:  # type: ignore[assignment]
     """A meta.json as `kind`, its file names checked.
 
     Raises:
-        CheckpointError: it is missing, is no such file, or names a file outside of its folder.
+        CheckpointError: it is missing, is no such file, is damaged, or names a file outside of its folder.
     """
-    meta = typed(kind, read_json(path, CheckpointError), str(path), CheckpointError)
+    content = read_json(path, CheckpointError)
+    meta = typed(kind, content, str(path), CheckpointError)
+    if content.get(OWN, own := _own(content)) != own:
+        raise CheckpointError(f"{path}: damaged, it does not match its own checksum")
     if outside := [name for name in meta.sha256 if not is_inner_path(name)]:
         raise CheckpointError(f"{path}: {outside[0]!r} is not the path of a file in its folder")
     return meta

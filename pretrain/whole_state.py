@@ -14,7 +14,6 @@ the model. They are read as `engine_files.py` says: nothing but tensors and a fe
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from pretrain.durable import fsync
 from pretrain.engine_files import read_engine_file
 from pretrain.errors import CheckpointError
-from pretrain.sealed import META_NAME, file_hashes
+from pretrain.sealed import seal
 
 SHARD_BYTES = 2**30
 PREFIX = "model."
@@ -89,7 +88,7 @@ def write_whole_state(engine_files: Path, stage: int, ranks: int, names: Sequenc
             f"{engine_files}: not what ZeRO stage {stage} writes on {ranks} ranks: {type(error).__name__}: {error}"
         ) from error
     flush()
-    (temporary / META_NAME).write_text(json.dumps({"sha256": file_hashes(temporary)}, indent=1))
+    seal(temporary)
     for path in (*temporary.iterdir(), temporary):
         fsync(path)
     temporary.rename(target)

@@ -6,14 +6,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from tests.pretrain.conftest import deepspeed_command, launch, rank_processes, rows
+from tests.pretrain.conftest import deepspeed_command, launch, rank_processes
 
 VICTIM = "tests/faults/victim.py"
 RANKS = 2
@@ -44,7 +44,7 @@ class Job:
 
     def __init__(self, run: Path, words: Sequence[str], log: Path, wounds: dict[str, Any]) -> None:
         self.run, self.words, self.log = run, words, log
-        self._resumes_before, self._fresh = self._resumes(), not (run / "checkpoints" / "latest").exists()
+        self._resumes_before, self._fresh = len(self._resumed()), not (run / "checkpoints" / "latest").exists()
         self.process = launch(deepspeed_command(VICTIM, *words, ranks=RANKS), log, WOUNDS=json.dumps(wounds))
         self._all: dict[int, psutil.Process] = {}
 
@@ -53,33 +53,32 @@ class Job:
         """The log so far."""
         return self.log.read_text(errors="replace")
 
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Of metrics.jsonl, the last one first. What a kill or a full disk has cut off is no row."""
+        lines: list[str] = []
+        with suppress(FileNotFoundError):
+            lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        for line in reversed(lines):
+            with suppress(ValueError):
+                yield json.loads(line)
+
     @property
     def step(self) -> int:
-        """The last step that metrics.jsonl tells of, in a whole line; 0 before the first."""
-        with suppress(OSError):
-            for line in reversed((self.run / "metrics.jsonl").read_text().splitlines()):
-                with suppress(ValueError):
-                    row = json.loads(line)
-                    if row["kind"] == "train":
-                        return int(row["step"])
-        return 0
+        """The last step that the run's log tells of; 0 before the first."""
+        return next((int(row["step"]) for row in self._rows() if row["kind"] == "train"), 0)
 
     def begun(self) -> bool:
         """Whether this launch trains: what it found it has taken up."""
-        return self._fresh or self._resumes() > self._resumes_before
+        return self._fresh or len(self._resumed()) > self._resumes_before
 
     @property
     def taken_up(self) -> int:
         """The step at which this launch began; what a rollback resumes comes later."""
-        return int([row["step"] for row in self._resumed()][self._resumes_before])
+        return self._resumed()[self._resumes_before]
 
-    def _resumes(self) -> int:
-        with suppress(OSError, ValueError):
-            return len(self._resumed())
-        return 0
-
-    def _resumed(self) -> list[dict[str, Any]]:
-        return [row for row in rows(self.run, "event") if row["event"] == "resume"]
+    def _resumed(self) -> list[int]:
+        """Steps at which launches and rollbacks went on."""
+        return [int(row["step"]) for row in self._rows() if row.get("event") == "resume"][::-1]
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes, by rank."""

@@ -17,7 +17,7 @@ from pretrain import checkpoint
 from pretrain.checkpoint import Checkpoints, check_files
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
-from pretrain.sealed import file_hashes
+from pretrain.sealed import seal
 from pretrain.trainer import Outcome, Trainer, train
 from pretrain.whole_state import write_whole_state
 from tests.pretrain.conftest import rows
@@ -44,7 +44,7 @@ def test_a_second_call_after_the_end_trains_nothing(tmp_path):
     assert len(rows(tmp_path, "train")) == 7
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing file", "no meta", "flipped byte"])
+@pytest.mark.parametrize("damage", ["truncated", "missing file", "no meta", "another position", "flipped byte"])
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, caplog, damage):
     run(toy(tmp_path))
     newest = tmp_path / "checkpoints" / "step_00000007"
@@ -56,6 +56,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, caplog, 
         weights.unlink()
     elif damage == "no meta":
         (newest / "meta.json").unlink()
+    elif damage == "another position":
+        meta = (newest / "meta.json").read_text()
+        (newest / "meta.json").write_text(meta.replace('"data_step": 7', '"data_step": 6'))
+        assert (newest / "meta.json").read_text() != meta
     else:
         weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert run(toy(tmp_path)) is Outcome.FINISHED
@@ -181,8 +185,7 @@ def plant(checkpoint: Path, pattern: str, mark: Path) -> Path:
     (file,) = (checkpoint / "engine").glob(pattern)
     torch.save(torch.load(file, weights_only=False) | {"payload": Payload(mark)}, file)
     meta = json.loads((checkpoint / "meta.json").read_text())
-    meta["sha256"] = file_hashes(checkpoint)
-    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    seal(checkpoint, **{name: value for name, value in meta.items() if "sha256" not in name})
     assert check_files(checkpoint) is None
     torch.load(file, weights_only=False)
     assert mark.is_file()  # it is a payload that works
