@@ -70,7 +70,7 @@ def configuration(name: str, folder: Path, stage: int, ranks: int, accumulation:
         task=WithoutShards(str(path), ["unused"], sequence_length=length),
         output="",
         steps=STEPS,
-        batch=BatchConfig(micro_size * ranks * accumulation, micro_size),
+        batch=BatchConfig(size=micro_size * ranks * accumulation, micro_size=micro_size),
         optimizer=OptimizerConfig(lr=1e-4),
         engine=EngineConfig(zero_stage=stage, precision="fp32"),  # type: ignore[arg-type]
     )

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -197,11 +198,13 @@ def measure(
         vocabulary: last dimension of logits, if the model has them.
 
     Raises:
-        ConfigurationError: the model cannot be built or does not support checkpointing.
+        ConfigurationError: the model cannot be built, does not support checkpointing, or would have to run for real
+            and is too large for this machine.
     """
     try:
         return _pass(task, size, dtype, checkpointing, vocabulary, "meta"), "a pass without numbers"
-    except (NotImplementedError, RuntimeError):  # needs values, or an operator without shapes
+    except (NotImplementedError, RuntimeError) as error:  # needs values, or an operator without shapes
+        _refuse_what_does_not_fit(task, error)
         one, two = (_pass(task, count, dtype, checkpointing, vocabulary, "cpu") for count in (1, 2))
         return one.continued(two, size), "passes of one and two samples on this CPU, continued"
 
@@ -226,6 +229,18 @@ def _pass(
     return ActivationMemory(
         kept, counter.peak, counter.peak_with_gradients, counter.gradients_at_peak, counter.peak_logits
     )
+
+
+def _refuse_what_does_not_fit(task: Task, reason: Exception) -> None:
+    """Weights and their gradients are as large as the model in float32 each; more would swap or be killed."""
+    needed = 2 * sum(4 * parameter.numel() for parameter in blank_model(task).parameters())
+    free = psutil.virtual_memory().available
+    if needed > free:
+        first = next(iter(str(reason).splitlines()), type(reason).__name__)
+        raise ConfigurationError(
+            f"the forward pass cannot be followed without numbers ({first}), and to run it takes at least "
+            f"{needed / 1e9:.1f} GB of memory, where {free / 1e9:.1f} GB are free; plan a smaller model of this shape"
+        ) from reason
 
 
 def blank_model(task: Task, device: str = "meta") -> nn.Module:

@@ -10,17 +10,19 @@ bucket, g of the largest parameter group, A and A+G the peaks of activations wit
 of a step.
 
     always        weights     wP at stages 0 to 2, wP/n at stage 3; frozen ones likewise
-                  optimizer   sP at stage 0, (4 + s)P/n with the fp32 master copy otherwise; at stage 3 in fp32 there is
-                              no copy: the partition is its own master
+                  optimizer   sP at stage 0, (4 + s)P/n with the fp32 master copy otherwise; stage 3 makes that copy
+                              in fp32 too, because it compares a torch.device with a device's name
     stage 0       backward    A+G, or A + wP from the second micro-batch on
                   reduce      gradients wP and flat copies of at most 5e8 of them
     stage 1       backward    as stage 0, and the bucket wb
                   reduce      the bucket, its flat copy wb (n > 1), the own partition wP/n, gradients not yet reduced
     stage 2       backward    A and the bucket: each gradient moves into it; partitions wP/n where it overflows or K > 1
                   reduce      the bucket, its flat copy, partitions wP/n (two if K > 1)
-    stage 3       backward    A, the bucket and its copy, partition wP/n, gathered weights: those used again within
+    stage 3       backward    A and the bucket, partition wP/n, gathered weights: those used again within
                               max_reuse_distance (half of it lies before the turn of the pass), prefetched and
                               small persistent ones; nothing is gathered for one rank
+                  reduce      the bucket, its flat copy, also for n = 1, and gloo's copy of that; where the bucket
+                              overflows, amid backward
     stages 1-3    step        the partition wP/n, a flat copy wg/n, and in bf16 its fp32 version 4g/n
 
 With offloading, optimizer states, master copy and its gradient live on the host. Memory of a CPU counts when it is
@@ -30,7 +32,7 @@ written, so a bucket there grows as it is filled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pretrain.activation_memory import ActivationMemory
@@ -179,14 +181,19 @@ def _stage_3(setting: Setting, states: States, activations: ActivationMemory) ->
     gathered = min(count, reused + limits["stage3_prefetch_bucket_size"] + states.small) if n > 1 else 0
     shard = w * count / n
     own = 0 if setting.offload_parameters else w * (count + states.frozen) / n
-    master = 0 if w == MASTER_BYTES else MASTER_BYTES
-    optimizer = 0 if setting.offload_optimizer else (master + MOMENT_BYTES) * count / n
-    bucket = min(w * int(setting.zero["reduce_bucket_size"]), w * count)
+    optimizer = 0 if setting.offload_optimizer else (MASTER_BYTES + MOMENT_BYTES) * count / n
     gradients = 0 if setting.offload_optimizer else shard
-    backward = Moment("backward", own + w * gathered, gradients, optimizer, bucket * (1 + (n > 1)), activations.peak)
-    step = _step(setting, states, own + w * min(gathered, states.small), gradients, optimizer)
-    held = Moment(step.name, step.weights, step.gradients, step.optimizer, step.buffers + bucket, 0)
-    return [backward, held]
+    bucket = w * int(setting.zero["reduce_bucket_size"])
+    filled = min(bucket, w * count)
+    copies = filled * (2 if setting.counts_when_written else 1)
+    kept = filled if setting.counts_when_written else bucket  # never given back
+    late = own + w * min(gathered, states.small)
+    step = _step(setting, states, late, gradients, optimizer)
+    held = replace(step, buffers=step.buffers + kept)
+    if w * count > bucket:
+        return [Moment("backward", own + w * gathered, gradients, optimizer, bucket + copies, activations.peak), held]
+    backward = Moment("backward", own + w * gathered, gradients, optimizer, kept, activations.peak)
+    return [backward, Moment("reduce", late, gradients, optimizer, kept + copies, 0), held]
 
 
 def _step(setting: Setting, states: States, weights: float, shard: float, optimizer: float) -> Moment:

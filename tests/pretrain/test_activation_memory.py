@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +98,14 @@ def test_a_task_that_reads_values_runs_for_real(tmp_path):
         real = activation_memory._pass(task, 4, torch.float32, False, None, "cpu")
         assert "on this CPU" in how
         assert memory.kept == pytest.approx(real.kept, rel=0.03)
+
+
+def test_a_task_that_reads_values_and_is_too_large_is_refused(tmp_path, monkeypatch):
+    shape = tmp_path / "visual.yaml"
+    shape.write_text(json.dumps(VISUAL_SHAPE))
+    monkeypatch.setattr(activation_memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(ConfigurationError, match=r"cannot be followed without numbers \(.+\), .* takes at least .* GB"):
+        measure(VisualTokenizerTask(str(shape), ["nowhere"]), 4, torch.float32, False)
 
 
 def test_the_function_of_torch_is_back_afterwards(tmp_path):

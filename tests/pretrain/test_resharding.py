@@ -1,13 +1,14 @@
 """Another number of ranks, another ZeRO stage: the run goes on with the same batches, to the same losses and weights.
 
-Every pair of stages and every pair of 1 to 3 ranks, with both optimizers. All runs that have the same number of ranks
-are trained by the same ranks; a single one is this process.
+Every pair of stages and every pair of 1 to 3 ranks, with both optimizers; bf16 and the offloaded optimizer in some of
+them. All runs that have the same number of ranks are trained by the same ranks; a single one is this process.
 """
 
 from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,23 +19,53 @@ from pretrain.trainer import train
 from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import train_on_ranks
 
+
+class Setup(NamedTuple):
+    """How a part of a run is trained."""
+
+    ranks: int
+    stage: int
+    optimizer: str = "adamw"
+    precision: str = "fp32"
+    offload: str = "none"
+
+    @property
+    def whole(self) -> Setup:
+        """How the uninterrupted run is trained that this one must equal."""
+        return Setup(1, int(self.precision == "bf16"), self.optimizer, self.precision)
+
+
 RANKS, STAGES = (1, 2, 3), (0, 1, 2, 3)
 BATCH, FIRST, STEPS = 12, 3, 6
 RANK_PAIRS, STAGE_PAIRS = list(product(RANKS, RANKS)), list(product(STAGES, STAGES))
-CHANGES = [
-    ((RANK_PAIRS[n % 9][0], before), (RANK_PAIRS[n % 9][1], after), ("adamw", "muon")[n % 2])
-    for n, (before, after) in enumerate(STAGE_PAIRS)
+PLAIN = [
+    tuple(Setup(RANK_PAIRS[n % 9][part], pair[part], ("adamw", "muon")[n % 2]) for part in (0, 1))
+    for n, pair in enumerate(STAGE_PAIRS)
 ]
-"""((ranks, stage) of the first part, of the second, optimizer)."""
+BF16 = [
+    (Setup(1, 1, precision="bf16"), Setup(2, 2, precision="bf16")),
+    (Setup(2, 2, precision="bf16"), Setup(1, 3, precision="bf16")),
+    (Setup(2, 3, precision="bf16"), Setup(1, 1, precision="bf16")),
+]
+OFFLOADED = [
+    (Setup(2, 2, offload="cpu"), Setup(1, 2, offload="cpu")),
+    (Setup(1, 3, offload="cpu"), Setup(2, 3)),
+    (Setup(2, 2), Setup(1, 3, offload="cpu")),
+]
+CHANGES = [*PLAIN, *BF16, *OFFLOADED]
+"""How the first part of a run is trained, and the second."""
+TOLERANCES = {"fp32": (1e-4, 1e-3, 1e-5), "bf16": (1e-3, 2e-2, 2e-3)}
+"""Of losses, relative; of weights, relative and absolute."""
 
 
-def arguments(folder: Path, ranks: int, stage: int, optimizer: str, steps: int) -> list[str]:
+def arguments(folder: Path, setup: Setup, steps: int) -> list[str]:
     return [
         "--task", "tests.pretrain.toy.ToyTask", "--output", str(folder), "--steps", str(steps),
-        "--batch.size", str(BATCH), "--batch.micro_size", str(BATCH // ranks), "--engine.zero_stage", str(stage),
-        "--optimizer.name", optimizer, "--optimizer.lr", "0.02", "--checkpoint.every", str(FIRST),
-        "--telemetry.every", "1", "--telemetry.progress_bar", "false", "--telemetry.tensorboard", "false",
-        "--schedule.name", "constant",
+        "--batch.size", str(BATCH), "--batch.micro_size", str(BATCH // setup.ranks),
+        "--engine.zero_stage", str(setup.stage), "--engine.precision", setup.precision,
+        "--engine.offload.optimizer", setup.offload, "--optimizer.name", setup.optimizer, "--optimizer.lr", "0.02",
+        "--checkpoint.every", str(FIRST), "--telemetry.every", "1", "--telemetry.progress_bar", "false",
+        "--telemetry.tensorboard", "false", "--schedule.name", "constant",
     ]  # fmt: skip
 
 
@@ -53,38 +84,41 @@ def run_all(folder: Path, name: str, plans: list[tuple[int, list[str]]]) -> None
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every change's run, and the two uninterrupted ones of one rank without ZeRO."""
+    """A folder with every change's run, and the uninterrupted ones of one rank."""
     folder = tmp_path_factory.mktemp("changed")
     first, second = [], []
-    for number, (before, after, optimizer) in enumerate(CHANGES):
+    for number, (before, after) in enumerate(CHANGES):
         output = folder / str(number)
-        first.append((before[0], arguments(output, *before, optimizer, FIRST)))
-        second.append((after[0], arguments(output, *after, optimizer, STEPS)))
-    for optimizer in ("adamw", "muon"):
-        first.append((1, arguments(folder / optimizer, 1, 0, optimizer, STEPS)))
+        first.append((before.ranks, arguments(output, before, FIRST)))
+        second.append((after.ranks, arguments(output, after, STEPS)))
+    for whole in {before.whole for before, _ in CHANGES}:
+        first.append((1, arguments(folder / "-".join(map(str, whole)), whole, STEPS)))
     run_all(folder, "first", first)
     run_all(folder, "second", second)
     return folder
 
 
 def test_every_pair_of_ranks_and_of_stages_is_there() -> None:
-    assert {(before[0], after[0]) for before, after, _ in CHANGES} == set(RANK_PAIRS)
-    assert {(before[1], after[1]) for before, after, _ in CHANGES} == set(STAGE_PAIRS)
-    assert {optimizer for _, _, optimizer in CHANGES} == {"adamw", "muon"}
+    assert {(before.ranks, after.ranks) for before, after in PLAIN} == set(RANK_PAIRS)
+    assert {(before.stage, after.stage) for before, after in PLAIN} == set(STAGE_PAIRS)
+    assert {before.optimizer for before, _ in PLAIN} == {"adamw", "muon"}
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("number", range(len(CHANGES)), ids=[f"{a}-{b}-{o}" for a, b, o in CHANGES])
+@pytest.mark.parametrize("number", range(len(CHANGES)), ids=["/".join(map(str, (*a, *b))) for a, b in CHANGES])
 def test_a_changed_run_equals_an_unchanged_one(changed: Path, number: int) -> None:
-    run, whole = changed / str(number), changed / CHANGES[number][2]
+    before, _ = CHANGES[number]
+    run, whole = changed / str(number), changed / "-".join(map(str, before.whole))
+    of_losses, relative, absolute = TOLERANCES[before.precision]
     assert [row["event"] for row in rows(run, "event")] == ["resume"]
     for kind in ("train", "valid"):
         actual = {row["step"]: row["loss"] for row in rows(run, kind)}
         expected = {row["step"]: row["loss"] for row in rows(whole, kind)}
         steps = range(1, STEPS + 1) if kind == "train" else [STEPS]
-        assert [actual[step] for step in steps] == pytest.approx([expected[step] for step in steps], rel=1e-4)
+        assert [actual[step] for step in steps] == pytest.approx([expected[step] for step in steps], rel=of_losses)
     weights, others = (load_file(path / f"checkpoints/step_{STEPS:08d}/model.safetensors") for path in (run, whole))
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
-        assert tensor.flatten().tolist() == pytest.approx(others[name].flatten().tolist(), rel=1e-3, abs=1e-5), name
+        expected_weights = others[name].flatten().tolist()
+        assert tensor.flatten().tolist() == pytest.approx(expected_weights, rel=relative, abs=absolute), name

@@ -77,7 +77,8 @@ class ToyTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
         self._count("training" if model.training else "frozen")
-        per_sample = F.cross_entropy(model(batch["features"]), batch["label"], reduction="none")
+        features = batch["features"].to(next(model.parameters()).dtype)
+        per_sample = F.cross_entropy(model(features).float(), batch["label"], reduction="none")
         if self.poison:
             bad = torch.isin(batch["index"], torch.tensor(self.poison))
             per_sample = per_sample * torch.where(bad, self.factor, 1.0)
