@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=[name for name in SHAPES if name != TINY])
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--allocator", choices=["returning", "default"], default="returning")
     parser.add_argument("--workers", type=int, default=2, help="measurements at a time; memory does not depend on it")

@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
+import torch
 
+from pretrain import agreement
+from pretrain.distributed import Peer, World
+from pretrain.errors import ConfigurationError
 from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import train_on_ranks
 
@@ -34,3 +42,48 @@ def test_the_content_decides_and_not_the_path(tmp_path, corpus, tiny_arguments):
         in log.read_text()
     )
     assert "data.sources[0].shards[0].sha256: " in log.read_text()
+
+
+class Threads(World):
+    """A rank that is a thread of this process, on a host of its own; all share `meeting` and `values`."""
+
+    meeting: Barrier
+    values: list[Any]
+
+    def gather(self, value: Any) -> list[Any]:
+        self.values[self.rank] = value
+        self.meeting.wait(60)
+        values = list(self.values)
+        self.meeting.wait(60)
+        return values
+
+    def barrier(self) -> None:
+        self.gather(None)
+
+
+def check_as_hosts(*outputs: Path) -> list[Exception | None]:
+    """What each host says of its own output folder."""
+    peers = tuple(Peer(f"node-{rank}", "") for rank in range(len(outputs)))
+    Threads.meeting, Threads.values = Barrier(len(outputs)), [None] * len(outputs)
+
+    def check(rank: int) -> Exception | None:
+        world = Threads(rank, len(outputs), 0, torch.device("cpu"), None, peers)
+        try:
+            agreement.check_shared_output(world, outputs[rank])
+        except ConfigurationError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(len(outputs)) as pool:
+        return list(pool.map(check, range(len(outputs))))
+
+
+def test_a_run_folder_that_is_not_shared_is_refused_on_every_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "PATIENCE", 0.3)
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    own.mkdir()
+    assert check_as_hosts(shared, shared, shared) == [None] * 3
+    refusals = check_as_hosts(shared, own, shared)
+    for refusal in refusals:
+        assert "host node-1 (rank 1) does not see what host node-0 (rank 0) writes there" in str(refusal)
+    assert not list(shared.iterdir()) and not list(own.iterdir())
