@@ -27,7 +27,7 @@ CLIP_SHAPE = {
     "text_positions": 16, "frozen_text_layers": 1,
 }  # fmt: skip
 VISUAL_SHAPE = {"image_size": 16, "grid": 4, "stem": 2, "width": 8, "blocks": 1, "codes": 12, "code_dim": 4}
-STEPS, EVERY = 12, 3
+STEPS, EVERY = 8, 2
 
 
 @dataclass(frozen=True)

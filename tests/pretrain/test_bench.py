@@ -18,6 +18,7 @@ from pretrain.command_line import parse
 from pretrain.config import TrainConfig
 from pretrain.pipeline import StepFailed
 from tests.pretrain.conftest import ROOT
+from tests.pretrain.test_guards import toy
 
 OWN = Candidate(1, 8, False, "fp32")
 PRECISIONS = dict.fromkeys(range(4), "fp32")
@@ -167,13 +168,13 @@ def test_why_a_launch_failed(log, status, small, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_real_candidates_and_what_is_measured_is_kept(small, tmp_path, monkeypatch):
+def test_two_real_candidates_and_what_is_measured_is_kept(tmp_path, monkeypatch):
     """Two stages on two ranks through the launcher; called again, nothing is launched and the files are the same."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    config, text = small
+    config, text = parse(toy(tmp_path / "run", "--batch.size", "8", "--task.factor", "1"))
     options = BenchConfig(ranks=2, warmup_steps=1, timed_steps=3)
     plain, sharded = (Candidate(stage, 4, False, "fp32") for stage in (0, 2))
 

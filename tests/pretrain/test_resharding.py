@@ -1,6 +1,6 @@
 """Another number of ranks, another ZeRO stage: the run goes on with the same batches, to the same losses and weights.
 
-Every pair of stages and every pair of 1 to 3 ranks, with both optimizers; bf16 and the offloaded optimizer in some of
+Every pair of stages and every pair of 1 to 4 ranks, with both optimizers; bf16 and the offloaded optimizer in some of
 them. All runs that have the same number of ranks are trained by the same ranks; a single one is this process.
 """
 
@@ -35,12 +35,12 @@ class Setup(NamedTuple):
         return Setup(1, int(self.precision == "bf16"), self.optimizer, self.precision)
 
 
-RANKS, STAGES = (1, 2, 3), (0, 1, 2, 3)
+RANKS, STAGES = (1, 2, 3, 4), (0, 1, 2, 3)
 BATCH, FIRST, STEPS = 12, 3, 6
 RANK_PAIRS, STAGE_PAIRS = list(product(RANKS, RANKS)), list(product(STAGES, STAGES))
 PLAIN = [
-    tuple(Setup(RANK_PAIRS[n % 9][part], pair[part], ("adamw", "muon")[n % 2]) for part in (0, 1))
-    for n, pair in enumerate(STAGE_PAIRS)
+    tuple(Setup(ranks[part], stages[part], ("adamw", "muon")[n % 2]) for part in (0, 1))
+    for n, (ranks, stages) in enumerate(zip(RANK_PAIRS, STAGE_PAIRS[5:] + STAGE_PAIRS[:5], strict=True))
 ]
 BF16 = [
     (Setup(1, 1, precision="bf16"), Setup(2, 2, precision="bf16")),
