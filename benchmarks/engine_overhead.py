@@ -95,7 +95,7 @@ def main() -> None:
     batch = task.batch(options.batch_size)
 
     def config(stage: int) -> TrainConfig:
-        sizes = BatchConfig(options.batch_size, options.batch_size)
+        sizes = BatchConfig(size=options.batch_size, micro_size=options.batch_size)
         optimizer, engine = OptimizerConfig(lr=1e-4), EngineConfig(zero_stage=stage)  # type: ignore[arg-type]
         return TrainConfig(task=task, output="", steps=1, batch=sizes, optimizer=optimizer, engine=engine)
 

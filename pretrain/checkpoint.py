@@ -4,7 +4,7 @@
         model.safetensors config.json   the whole model, loadable without this run
         tokenizer/
         engine/                         DeepSpeed's own files: optimizer states and master weights of every rank
-        meta.json                       position, identity of data and model, SHA-256 of every other file
+        meta.json                       position, identity of data and model, SHA-256 of every other file and of itself
     checkpoints/latest                  name of the newest one, replaced atomically
     checkpoints/whole_00000100_1f0c.../ made from engine/ when the run goes on with other ranks or at another ZeRO stage
 

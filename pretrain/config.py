@@ -49,10 +49,10 @@ class BatchConfig:
 
     size: int = 32
     """Global batch in samples (sequences); the same on any number of ranks."""
-    allow_change: bool = False
-    """Continue a run whose global batch was another, from the sample where it stands; its steps count as before."""
     micro_size: int = 8
     """Samples of one forward pass on one rank; accumulation follows from size, micro_size and the world size."""
+    allow_change: bool = False
+    """Continue a run whose global batch was another, from the sample where it stands; its steps count as before."""
 
 
 @dataclass(frozen=True)
