@@ -32,7 +32,7 @@ WORKERS ?= 2
 test: venv
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Real two-rank runs, hurt at random moments: an hour on two cores, resumable; writes docs/results/faults.md.
+# Real two-rank runs, hurt at random moments: an hour and a half on two cores, resumable; writes docs/results/faults.md.
 faults: venv
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
 
