@@ -67,3 +67,11 @@ def test_stage_3_gathers_what_is_used_again_soon_and_nothing_on_one_rank():
     far, near = (peak(at(3, zero=BUCKET | {"stage3_max_reuse_distance": distance})) for distance in (10**9, 10**7))
     assert far.total - near.total == pytest.approx(2 * (10**9 - 10**7) / 2)
     assert peak(at(3, ranks=1)).weights == 2 * COUNT
+
+
+def test_stage_3_has_a_master_copy_in_fp32_too_and_reduces_a_copy_of_its_bucket():
+    small = at(3, ranks=1, weight_bytes=4, zero={"reduce_bucket_size": COUNT})
+    device, host = peak(small), peak(replace(small, counts_when_written=True))
+    assert device.optimizer == host.optimizer == 12 * COUNT
+    assert (device.name, device.buffers) == ("reduce", 2 * 4 * COUNT)
+    assert (host.name, host.buffers) == ("reduce", 3 * 4 * COUNT)
