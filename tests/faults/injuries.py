@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,13 +92,9 @@ def kill_worker(job: Job, place: Place, draw: random.Random) -> None:
 
 
 def fill_disk(job: Job, place: Place, draw: random.Random) -> None:
-    with place.filler.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
-        except OSError:
-            return
+    with place.filler.open("wb", buffering=0) as file, suppress(OSError):  # a buffer would fail once more at its end
+        while True:
+            file.write(bytes(1 << 16))
 
 
 def empty_disk(place: Place) -> None:
