@@ -101,6 +101,8 @@ def kill_during(ranks: Sequence[BaseProcess], run: Path, number: int) -> None:
     assert all(rank.is_alive() for rank in ranks), f"{run.name}: it ended before it could be killed"
     for rank in ranks:
         rank.kill()
+    for rank in ranks:
+        rank.join()
 
 
 @pytest.mark.slow

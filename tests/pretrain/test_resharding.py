@@ -54,8 +54,8 @@ OFFLOADED = [
 ]
 CHANGES = [*PLAIN, *BF16, *OFFLOADED]
 """How the first part of a run is trained, and the second."""
-TOLERANCES = {"fp32": (1e-4, 1e-3, 1e-5), "bf16": (1e-3, 2e-2, 2e-3)}
-"""Of losses, relative; of weights, relative and absolute."""
+TOLERANCES = {"fp32": (1e-4, 1e-3, 1e-5), "bf16": (4e-3, 2e-2, 4e-3)}
+"""Of losses, relative; of weights, relative and absolute. A number in bf16 is rounded by up to 1/256."""
 
 
 def arguments(folder: Path, setup: Setup, steps: int) -> list[str]:
@@ -91,7 +91,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         output = folder / str(number)
         first.append((before.ranks, arguments(output, before, FIRST)))
         second.append((after.ranks, arguments(output, after, STEPS)))
-    for whole in {before.whole for before, _ in CHANGES}:
+    for whole in sorted({before.whole for before, _ in CHANGES}):  # the same order always: stage 3 leaves traces
         first.append((1, arguments(folder / "-".join(map(str, whole)), whole, STEPS)))
     run_all(folder, "first", first)
     run_all(folder, "second", second)
