@@ -54,8 +54,9 @@ OFFLOADED = [
 ]
 CHANGES = [*PLAIN, *BF16, *OFFLOADED]
 """How the first part of a run is trained, and the second."""
-TOLERANCES = {"fp32": (1e-4, 1e-3, 1e-5), "bf16": (4e-3, 2e-2, 4e-3)}
-"""Of losses, relative; of weights, relative and absolute. A number in bf16 is rounded by up to 1/256."""
+TOLERANCES = {"fp32": (1e-4, 1e-4, 1e-3, 1e-5), "bf16": (1e-3, 1 / 256, 2e-2, 2e-3)}
+"""Of training and validation losses, relative; of weights, relative and absolute. Seven samples are validated on, with
+logits that bf16 rounds by up to 1/256."""
 
 
 def arguments(folder: Path, setup: Setup, steps: int) -> list[str]:
@@ -91,7 +92,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         output = folder / str(number)
         first.append((before.ranks, arguments(output, before, FIRST)))
         second.append((after.ranks, arguments(output, after, STEPS)))
-    for whole in sorted({before.whole for before, _ in CHANGES}):  # the same order always: stage 3 leaves traces
+    for whole in sorted({before.whole for before, _ in CHANGES}):
         first.append((1, arguments(folder / "-".join(map(str, whole)), whole, STEPS)))
     run_all(folder, "first", first)
     run_all(folder, "second", second)
@@ -110,13 +111,13 @@ def test_every_pair_of_ranks_and_of_stages_is_there() -> None:
 def test_a_changed_run_equals_an_unchanged_one(changed: Path, number: int) -> None:
     before, _ = CHANGES[number]
     run, whole = changed / str(number), changed / "-".join(map(str, before.whole))
-    of_losses, relative, absolute = TOLERANCES[before.precision]
+    of_training, of_validation, relative, absolute = TOLERANCES[before.precision]
     assert [row["event"] for row in rows(run, "event")] == ["resume"]
-    for kind in ("train", "valid"):
+    for kind, tolerance in (("train", of_training), ("valid", of_validation)):
         actual = {row["step"]: row["loss"] for row in rows(run, kind)}
         expected = {row["step"]: row["loss"] for row in rows(whole, kind)}
         steps = range(1, STEPS + 1) if kind == "train" else [STEPS]
-        assert [actual[step] for step in steps] == pytest.approx([expected[step] for step in steps], rel=of_losses)
+        assert [actual[step] for step in steps] == pytest.approx([expected[step] for step in steps], rel=tolerance)
     weights, others = (load_file(path / f"checkpoints/step_{STEPS:08d}/model.safetensors") for path in (run, whole))
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
