@@ -1,12 +1,12 @@
-"""What the loader's worker processes do when something is told to stop: they read on for as long as their trainer lives.
+"""What the loader's worker processes do when something is told to stop: they read on as long as their trainer lives.
 
-    SIGTERM, SIGINT from a launcher, a terminal, a scheduler   not for a worker: the trainer, told too, still needs batches
-    SIGTERM from the trainer itself                            ends the worker: it is how multiprocessing ends one
-    the trainer gone                                           ends the worker
+    a stop signal from a launcher, a terminal, a scheduler    nothing: the trainer, told too, still needs batches
+    a stop signal from the trainer itself                     ends the worker: it is how multiprocessing ends one
+    the trainer gone                                          ends the worker
 
-Launchers signal the whole process tree (DeepSpeed), the rank's process group (torchrun), the terminal's (Ctrl-C) or every
-process of a job step (Slurm). A worker that obeys takes the step that is to be saved with it. One that ignored SIGTERM
-outright would be worse: a trainer that ends by an error terminates its workers and then waits for them, forever.
+Launchers signal the whole process tree (DeepSpeed), the rank's process group (torchrun), the terminal's (Ctrl-C) or
+every process of a job step (Slurm). A worker that obeys takes the step with it that is to be saved. One that ignored
+SIGTERM outright would be worse: a trainer that ends by an error terminates its workers and waits for them, forever.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.process import BaseProcess
 
-STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""What launchers, schedulers, Ctrl-C and a terminal that closes send."""
 LOOK_EVERY = 1.0
 """Seconds between two looks whether the trainer is still there."""
 
@@ -28,8 +29,8 @@ LOOK_EVERY = 1.0
 def stop_signals_held() -> Iterator[None]:
     """Holds stop signals back from this thread and from processes forked by it, which keep them held back.
 
-    Without it, a signal could hit a new worker before it has come to `live_with_parent`. This thread gets at the end what
-    was sent meanwhile.
+    Without it, a signal could hit a new worker before it has come to `live_with_parent`. This thread gets at the end
+    what was sent meanwhile.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

@@ -26,12 +26,14 @@ from pretrain.distributed import World, initialise_world
 from pretrain.durable import write_whole
 from pretrain.engine import Engine, accumulation_steps, resolve_precision
 from pretrain.errors import ConfigurationError, TrainingDiverged
-from pretrain.guards import REPLAYED, DivergenceGuard, StopSignal
+from pretrain.guards import REPLAYED, DivergenceGuard
 from pretrain.heartbeat import STEP, Heartbeat
+from pretrain.launchers import Launcher, find_launcher
 from pretrain.loss_record import LossRecord, in_global_batch
 from pretrain.multi_round import MultiRound
 from pretrain.phase_times import PhaseTimes, StragglerWatch
 from pretrain.run_status import FAILED, RunStatus
+from pretrain.stop_signal import StopSignal
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput, peak_tflops
 from pretrain.validation import validate
@@ -63,10 +65,11 @@ class Step(NamedTuple):
 class Trainer:
     """One run, from configuration to last checkpoint."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, launcher: Launcher | None = None) -> None:
         self.config, self.task = config, config.task
         self.directory = Path(config.output)
         self.world: World = initialise_world(config.distributed.timeout_seconds)
+        self.launcher = launcher or find_launcher(self.world.size > 1)
         self.status = RunStatus(self.directory, config.total_steps, self.world.size, self.world.is_main)
         self.heartbeat = Heartbeat(self.world, config.distributed, self.directory, self.status)
         # Everything that can be wrong with data and sizes fails here, before anything is allocated.
@@ -83,6 +86,8 @@ class Trainer:
         )
         self.rounds = MultiRound(config, self.order, self.source, self.world, self.telemetry)
         samples = config.rounds.count > 1 and (config.rounds.unit, config.rounds.loss_source) == ("sample", "log")
+        self.warned = False
+        """Whether it was said that the launcher does not wait long enough."""
         self.batch_change = ""
         """What is to be logged about a change of the global batch."""
         self.record = LossRecord(self.directory, samples, self.world.is_main)
@@ -107,7 +112,7 @@ class Trainer:
 
     def _run(self) -> Outcome:
         resume_from: int | None = None
-        with StopSignal(launched=self.world.size > 1) as stop, self.heartbeat:
+        with StopSignal(self.launcher) as stop, self.heartbeat:
             check_shared_output(self.world, self.directory)
             held_out = {name: source.identity() for name, source in self.validation.items()}
             agree_on_data(self.world, self._identity() | {"held out": held_out})
@@ -156,6 +161,7 @@ class Trainer:
         overdue = False
         self.heartbeat.enter(STEP, position.step)
         for batches in self.throughput.awaiting(self._loader(position, last)):
+            began = time.monotonic()
             self.throughput.start()
             rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
             step = self._step(engine, batches, position)
@@ -190,6 +196,7 @@ class Trainer:
                 self.heartbeat.enter("checkpoint", position.step)
                 self.record.flush()
                 self.checkpoints.save(engine, position, self._identity())
+                self._compare_with_grace(position, time.monotonic() - began)
             if stopping:
                 saved = "not saved, because the loss is in doubt" if overdue else "saved"
                 asked = stop.received or "another rank was stopped"
@@ -197,6 +204,12 @@ class Trainer:
                 return Outcome.STOPPED
             self.heartbeat.enter(STEP, position.step)
         return Outcome.FINISHED
+
+    def _compare_with_grace(self, position: Position, seconds: float) -> None:
+        """Says it once if a stop, which waits for a step and its checkpoint, outlasts the launcher's patience."""
+        if self.launcher is not None and not self.warned and (text := self.launcher.too_short(seconds)):
+            self.telemetry.event(position.step, "grace", text)
+            self.warned = True
 
     def _step(self, engine: Engine, batches: list[Batch], position: Position) -> Step:
         """One optimizer step over this rank's micro-batches."""
@@ -373,6 +386,11 @@ class Trainer:
         self.telemetry.row("eval", position.step, results=results)
 
 
-def train(config: TrainConfig) -> Outcome:
-    """Runs one configuration in this process (one rank of it). See `TrainConfig`."""
-    return Trainer(config).run()
+def train(config: TrainConfig, launcher: Launcher | None = None) -> Outcome:
+    """Runs one configuration in this process (one rank of it). See `TrainConfig`.
+
+    Args:
+        config: of the run.
+        launcher: who started this process as a rank, where that was found out before; the run ends when that ends.
+    """
+    return Trainer(config, launcher).run()
