@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -18,7 +19,8 @@ from data_pipeline.worker_signals import STOP_SIGNALS
 from pretrain import stop_signal
 from pretrain.launchers import Launcher, find_launcher
 from pretrain.stop_signal import StopSignal
-from tests.pretrain.conftest import environment
+from tests.pretrain.conftest import ROOT, environment, rows
+from tests.pretrain.test_guards import toy
 
 HERE = os.getppid()
 
@@ -129,3 +131,28 @@ def test_a_save_that_outlasts_the_launchers_patience_is_told_with_a_remedy(varia
 def test_deepspeed_has_no_setting_so_the_remedy_is_another_way_to_stop():
     text = Launcher("deepspeed", HERE, grace=30.0).too_short(31.0)
     assert text is not None and f"kill {os.getpid()}" in text
+
+
+@pytest.mark.slow
+def test_a_run_whose_output_nobody_reads_any_more_saves_when_it_is_stopped(tmp_path):
+    """Ctrl-C on `... | tee log`: `tee` is gone at once."""
+    words = toy(tmp_path, "--checkpoint.every", "100000", "--loader.workers", "1", steps=100_000)
+    job = subprocess.Popen(
+        [sys.executable, "pretrain/train.py", *words],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert job.stdout is not None
+    try:
+        while not ((tmp_path / "metrics.jsonl").exists() and rows(tmp_path, "train")):
+            assert job.poll() is None
+            time.sleep(0.1)
+        job.stdout.close()
+        job.send_signal(signal.SIGINT)
+        assert job.wait(300) == 0
+    finally:
+        job.kill()
+    last = rows(tmp_path, "train")[-1]["step"]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == f"step_{last:08d}"
