@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tests.pretrain.conftest import environment, free_port
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["deepspeed", "pretrain.trainer", "pretrain.command_line", "pretrain.tasks.decoder"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["deepspeed", "pretrain.trainer", "pretrain.command_line", "pretrain.tasks.decoder"])
 
 
 def start_ranks(ranks: int, runs: Sequence[Sequence[str]], log: Path) -> list[BaseProcess]:
@@ -32,7 +32,7 @@ def start_ranks(ranks: int, runs: Sequence[Sequence[str]], log: Path) -> list[Ba
     with _environment():
         forkserver.ensure_running()
     port = free_port()
-    processes = [_CONTEXT.Process(target=_train, args=(rank, ranks, port, runs, log)) for rank in range(ranks)]
+    processes = [CONTEXT.Process(target=_train, args=(rank, ranks, port, runs, log)) for rank in range(ranks)]
     for process in processes:
         process.start()
     return processes
