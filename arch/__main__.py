@@ -42,13 +42,17 @@ def export(
         tolerance: the largest difference of a reloaded logit, relative to the largest logit.
         overwrite: replace the directory if it exists.
     """
-    from .export import export_model
+    from .export import check_writable, export_model
     from .finding import find_tokenizer, resolve_model
     from .loading import load_causal_lm
 
     source = resolve_model(model)
+    found = find_tokenizer(source if tokenizer is None else tokenizer)
+    if found is None and tokenizer is not None:
+        raise FileNotFoundError(f"{tokenizer}: there is no tokenizer (tokenizer.json, a SentencePiece .model)")
+    check_writable(out, overwrite)
     loaded = load_causal_lm(source, dtype=dtype)
-    path = export_model(loaded, out, tokenizer or find_tokenizer(source), tolerance=tolerance, overwrite=overwrite)
+    path = export_model(loaded, out, found, tolerance=tolerance, overwrite=overwrite)
     print(f"exported to {path}; the reloaded logits agree")
 
 
