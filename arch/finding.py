@@ -8,7 +8,6 @@ from pathlib import Path
 
 from .tokenizer_files import VISUAL_TOKENIZER, holds_tokenizer
 
-
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Files that hold weights in transformers' format."""
 

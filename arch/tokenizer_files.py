@@ -9,7 +9,6 @@ Imports neither torch nor transformers.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -208,7 +207,7 @@ def _mapping(file: Path) -> dict[str, Any]:
 
 def _is_there(file: Path) -> bool:
     if file.is_symlink() and not file.exists():
-        raise FileNotFoundError(f"{file}: a link to {os.readlink(file)}, which is not there")
+        raise FileNotFoundError(f"{file}: a link to {file.readlink()}, which is not there")
     return file.is_file()
 
 

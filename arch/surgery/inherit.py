@@ -168,7 +168,9 @@ def _tokenizer(config: InheritConfig, source: Path, shards: Shards, new_ids: boo
     """The tokenizer of the small model's ids, wherever there is one."""
     if config.tokenizer is not None:
         if (found := find_tokenizer(config.tokenizer)) is None:
-            raise FileNotFoundError(f"{config.tokenizer}: there is no tokenizer (tokenizer.json, a SentencePiece .model)")
+            raise FileNotFoundError(
+                f"{config.tokenizer}: there is no tokenizer (tokenizer.json, a SentencePiece .model)"
+            )
         return found
     if config.vocabulary is None:
         return find_tokenizer(source) or find_tokenizer(shards.directories[0])
