@@ -10,6 +10,8 @@ from typing import Any
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from .caches import use_writable_caches
+
 
 def inspect(config: Path, sequence_length: int = 2048) -> None:
     """Print a shape's parameters and FLOPs by part, without allocating its weights.
@@ -127,6 +129,7 @@ def _options_class(command: str) -> type:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0, or 1 with one line on stderr for input that cannot be used (the parser exits with 2)."""
+    use_writable_caches()
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     options = parsed[parsed.command].as_dict()

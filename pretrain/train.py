@@ -26,6 +26,9 @@ def main() -> int:
     # A script's own folder comes first on the path; its files must not hide packages of the same name.
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [str(Path(here).parent), *(entry for entry in sys.path if entry != here)]
+    from arch.caches import use_writable_caches
+
+    use_writable_caches()
     from pretrain.command_line import parse, write_config
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, PeerLost, TrainingDiverged
 
