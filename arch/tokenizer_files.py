@@ -184,15 +184,17 @@ def _changed(file: Path, name: str, has_json: bool, automatic: bool) -> dict[str
 
 
 def _vocabulary(content: Mapping[str, Any]) -> dict[str, int]:
-    """{token: id} of a tokenizer.json."""
-    model = content.get("model")
+    """{token: id} of a tokenizer.json; what is no token is passed over."""
+    model, added = content.get("model"), content.get("added_tokens")
     pieces = model.get("vocab") if isinstance(model, dict) else None
+    pairs: list[tuple[Any, Any]] = []
     if isinstance(pieces, list):  # unigram: [piece, score]
-        pieces = {piece[0]: id_ for id_, piece in enumerate(pieces) if isinstance(piece, list) and piece}
-    added = content.get("added_tokens")
-    tokens = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
-    named = {token["content"]: token["id"] for token in tokens if {"content", "id"} <= token.keys()}
-    return {**(pieces if isinstance(pieces, dict) else {}), **named}
+        pairs += [(piece[0], id_) for id_, piece in enumerate(pieces) if isinstance(piece, list) and piece]
+    elif isinstance(pieces, dict):
+        pairs += pieces.items()
+    if isinstance(added, list):
+        pairs += [(token.get("content"), token.get("id")) for token in added if isinstance(token, dict)]
+    return {name: id_ for name, id_ in pairs if isinstance(name, str) and isinstance(id_, int)}
 
 
 def _mapping(file: Path) -> dict[str, Any]:

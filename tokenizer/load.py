@@ -114,9 +114,8 @@ def _from_json(file: Path) -> "PreTrainedTokenizerBase":
     if file.name == "tokenizer.json" and (file.parent / "tokenizer_config.json").is_file():
         return _from_directory(file.parent)
     backend = read_backend(file)
-    named = special_names(file)
     with _native_errors(f"{file}: not a tokenizer.json that can be used"):
-        return _tried(_wrapped(backend, {**named, "clean_up_tokenization_spaces": False}))
+        return _tried(_wrapped(backend, {**special_names(file), "clean_up_tokenization_spaces": False}))
 
 
 @contextmanager
