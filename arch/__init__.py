@@ -5,6 +5,8 @@ config_file.py    fields from YAML or JSON, names checked
 outside_files.py  JSON and YAML that may come from elsewhere: bounded, then typed; every room reads through it
 model_config.py   load_model_config: YAML of configs/models/, a transformers directory or a mapping -> PanguPiConfig
 loading.py        load_causal_lm: an export, a checkpoint, a plain LLaMA directory or a GGUF file -> the model
+tokenizer_files.py  when a folder holds a tokenizer, and the known list of its files that goes into an export
+caches.py         where libraries keep their caches when HOME cannot be written
 accounting.py     count_parameters, count_flops: exact, by arithmetic, for any size; inspection.py prints them
 export.py         export_model: transformers format, verified by reload_check.py in a fresh process
 parseq/           text recognition; its own front: arch.parseq

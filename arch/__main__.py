@@ -10,6 +10,8 @@ from typing import Any
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from .caches import use_writable_caches
+
 
 def inspect(config: Path, sequence_length: int = 2048) -> None:
     """Print a shape's parameters and FLOPs by part, without allocating its weights.
@@ -42,13 +44,17 @@ def export(
         tolerance: the largest difference of a reloaded logit, relative to the largest logit.
         overwrite: replace the directory if it exists.
     """
-    from .export import export_model
+    from .export import check_writable, export_model
     from .finding import find_tokenizer, resolve_model
     from .loading import load_causal_lm
 
     source = resolve_model(model)
+    found = find_tokenizer(source if tokenizer is None else tokenizer)
+    if found is None and tokenizer is not None:
+        raise FileNotFoundError(f"{tokenizer}: there is no tokenizer (tokenizer.json, a SentencePiece .model)")
+    check_writable(out, overwrite)
     loaded = load_causal_lm(source, dtype=dtype)
-    path = export_model(loaded, out, tokenizer or find_tokenizer(source), tolerance=tolerance, overwrite=overwrite)
+    path = export_model(loaded, out, found, tolerance=tolerance, overwrite=overwrite)
     print(f"exported to {path}; the reloaded logits agree")
 
 
@@ -123,6 +129,7 @@ def _options_class(command: str) -> type:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0, or 1 with one line on stderr for input that cannot be used (the parser exits with 2)."""
+    use_writable_caches()
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     options = parsed[parsed.command].as_dict()

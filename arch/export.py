@@ -20,8 +20,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from . import pangu_pi
-from .finding import VISUAL_TOKENIZER
+from .outside_files import read_json
 from .pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from .tokenizer_files import (
+    CODE_FIELDS,
+    TOKENIZER_FILES,
+    VISUAL_TOKENIZER,
+    copy_tokenizer_files,
+    copy_visual_tokenizer,
+)
 
 VISUAL_DIRECTORY = "tokenizer"  # of an export, where a tokenizer of images lies
 SAMPLE_SHAPE = (2, 32)  # rows and tokens that the original and the reloaded model are compared on
@@ -56,7 +63,9 @@ def export_model(
         model: the model, with all its weights present (not partitioned by ZeRO-3).
         directory: where to write; its parent is created.
         tokenizer: what to put beside the weights: a tokenizer, whose special tokens generation then knows, or the
-            directory of one, which is copied as it is; one of images has weights of its own and goes to `tokenizer/`.
+            directory of one, of which a known list of files is copied; one of images has weights of its own and goes to
+            `tokenizer/`. The tokenizer of an export encodes text as text: it adds no control token of its own accord,
+            so that plain lm-eval, which puts bos first itself, scores the text alone.
         tolerance: the largest difference of a logit, relative to the largest logit (or to 1).
         overwrite: replace `directory` if it exists and holds a model (or nothing).
         attach: writes further files (.json, .png) into the directory that it is given, which becomes `directory`.
@@ -75,7 +84,7 @@ def export_model(
         written = Path(scratch) / "model"
         _write_model(model, written)
         if tokenizer is not None:
-            _write_tokenizer(tokenizer, written)
+            write_tokenizer(tokenizer, written, model.config)
         try:
             _verify(model, written, tolerance)
         except ExportError as error:
@@ -110,7 +119,8 @@ def _replaceable(directory: Path) -> bool:
     if (visual / VISUAL_TOKENIZER).is_file():
         files = [*(file for file in files if file != visual), *visual.iterdir()]
     return not files or (
-        (directory / "config.json").is_file() and all(file.is_file() and file.suffix in known for file in files)
+        (directory / "config.json").is_file()
+        and all(file.is_file() and (file.suffix in known or file.name in TOKENIZER_FILES) for file in files)
     )
 
 
@@ -121,10 +131,12 @@ def llama_config(config: PanguPiConfig) -> LlamaConfig:
 
 
 def _write_model(model: PanguPiForCausalLM, directory: Path) -> None:
+    (_as_llama(model) if model.config.is_llama else model).save_pretrained(directory)
+    for name in ("config.json", "generation_config.json"):
+        if (directory / name).is_file():
+            _update_json(directory / name, {}, without=CODE_FIELDS)
     if model.config.is_llama:
-        _as_llama(model).save_pretrained(directory)
         return
-    model.save_pretrained(directory)
     source = Path(pangu_pi.__file__).parent
     for name in MODELING_FILES:
         shutil.copyfile(source / name, directory / name)
@@ -141,28 +153,42 @@ def _as_llama(model: PanguPiForCausalLM) -> LlamaForCausalLM:
     return llama
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerBase | str | Path, directory: Path) -> None:
+def write_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | str | Path, directory: Path, config: PanguPiConfig | None = None
+) -> None:
+    """Put a tokenizer into a directory, without code and over no other file; see `export_model`.
+
+    Raises:
+        FileNotFoundError: there is no tokenizer.
+        TokenizerFilesError: one of its files cannot be used.
+    """
     if isinstance(tokenizer, PreTrainedTokenizerBase):
-        tokenizer.save_pretrained(directory)
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer.save_pretrained(scratch)
+            copy_tokenizer_files(Path(scratch), directory, automatic=False)
         special = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
         present = {name: value for name, value in special.items() if value is not None}
         _update_json(directory / "generation_config.json", present)
         return
-    if (Path(tokenizer) / VISUAL_TOKENIZER).is_file():
-        directory = directory / VISUAL_DIRECTORY
-        directory.mkdir()
-    elif not any((Path(tokenizer) / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise FileNotFoundError(
-            f"{tokenizer}: no tokenizer (a folder with tokenizer.json, tokenizer.model or {VISUAL_TOKENIZER})"
-        )
-    for file in sorted(Path(tokenizer).iterdir()):
-        if file.is_file():
-            shutil.copyfile(file, directory / file.name)
+    source = Path(tokenizer)
+    if (source / VISUAL_TOKENIZER).is_file():
+        (directory / VISUAL_DIRECTORY).mkdir()
+        copy_visual_tokenizer(source, directory / VISUAL_DIRECTORY)
+        return
+    ids = config and {f"{role}_token": getattr(config, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    copy_tokenizer_files(source, directory, ids, automatic=False)
 
 
-def _update_json(file: Path, fields: dict) -> None:
-    content = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(content | fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def check_tokenizer(tokenizer: Path) -> None:
+    """Raise what `export_model` would raise for this tokenizer; long work asks before it begins."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_tokenizer(tokenizer, Path(scratch))
+
+
+def _update_json(file: Path, fields: dict, without: tuple[str, ...] = ()) -> None:
+    content = read_json(file, ExportError)
+    kept = {name: value for name, value in content.items() if name not in without}
+    file.write_text(json.dumps(kept | fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _verify(model: PanguPiForCausalLM, directory: Path, tolerance: float) -> None:
@@ -209,4 +235,4 @@ def _reloaded_logits(directory: Path, ids_BS: torch.Tensor, device: str) -> torc
         return load_file(exchange)["logits"]
 
 
-__all__ = ["ExportError", "check_writable", "export_model", "llama_config"]
+__all__ = ["ExportError", "check_tokenizer", "check_writable", "export_model", "llama_config", "write_tokenizer"]

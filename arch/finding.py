@@ -6,8 +6,10 @@ Imports neither torch nor transformers, so that commands can complain about a pa
 import re
 from pathlib import Path
 
-VISUAL_TOKENIZER = "visual_tokenizer.json"
-"""What the directory of a tokenizer of images holds (the room `tokenizer` writes it, beside weights of its own)."""
+from .tokenizer_files import VISUAL_TOKENIZER, holds_tokenizer
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""Files that hold weights in transformers' format."""
 
 
 def resolve_model(name: str | Path) -> Path:
@@ -41,27 +43,27 @@ def newest_checkpoints(run: str | Path) -> list[Path]:
 
 
 def find_tokenizer(path: str | Path) -> Path | None:
-    """The tokenizer directory of a model directory: its `tokenizer/`, itself if it holds one, or none.
+    """The tokenizer directory of a model: its `tokenizer/`, itself if it holds one (`holds_tokenizer`), or none.
 
-    A tokenizer of images (`VISUAL_TOKENIZER`) counts as one of text does.
+    A tokenizer of images (`VISUAL_TOKENIZER`) counts as one of text does. That of a file (a GGUF, a tokenizer.json) is
+    looked for beside it.
     """
-    for directory in (Path(path) / "tokenizer", Path(path)):
-        if any((directory / name).is_file() for name in ("tokenizer_config.json", VISUAL_TOKENIZER)):
-            return directory
-    return None
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    return next(filter(holds_tokenizer, (folder / "tokenizer", folder)), None)
 
 
 def gguf_file(path: Path) -> Path | None:
-    """The GGUF file that `path` is or holds, where it holds no transformers model.
+    """The GGUF file that `path` is or holds; a directory that holds weights in transformers' format is read as those.
 
     Raises:
         ModelConfigError: the directory holds several.
     """
     if path.suffix == ".gguf" and path.is_file():
         return path
-    if not path.is_dir() or (path / "config.json").is_file():
+    if not path.is_dir() or any(next(path.glob(pattern), None) for pattern in WEIGHTS):
         return None
-    files = sorted(path.rglob("*.gguf"))
+    files = sorted(file for file in path.rglob("*.gguf") if not file.name.startswith("."))
     if len(files) > 1:
         from .model_config import ModelConfigError
 

@@ -1,6 +1,7 @@
 """`load_causal_lm`: weights on disk -> a `PanguPiForCausalLM`, whether ours, a plain LLaMA's or a GGUF file's."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -33,12 +34,13 @@ def load_causal_lm(path: str | Path, **options: Any) -> PanguPiForCausalLM:
     if gguf := gguf_file(path):
         return _from_gguf(gguf, options)
     config = load_model_config(path)
-    _check_index(path / "model.safetensors.index.json")
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        _check_index(path / index)
     try:
         model, report = PanguPiForCausalLM.from_pretrained(
             path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except SafetensorError as error:
+    except (SafetensorError, UnpicklingError) as error:
         raise WeightsError(f"{path}: the weights cannot be read ({error})") from None
     for problem, names in (
         ("missing from the weights", report["missing_keys"]),

@@ -9,12 +9,16 @@ from huggingface_hub.errors import StrictDataclassError
 
 from .config_file import ModelConfigError, check_names, read_fields
 from .pangu_pi import PanguPiConfig
+from .tokenizer_files import CODE_FIELDS
 
 # What LLaMA configurations also accept, besides the dataclass fields.
 EXTRA_FIELDS = frozenset({"rope_theta", "rope_scaling", "attn_implementation"})
 PLAIN_LLAMA = {"series_terms": 1, "shortcut_count": 0}
-# Of a config.json: what names the class or the files and not the shape.
-IDENTITY_FIELDS = frozenset({"model_type", "architectures", "auto_map", "transformers_version", "_name_or_path"})
+# Of a config.json: what names the class, the files or code (attention may be a kernel of the hub), and not the shape.
+IDENTITY_FIELDS = frozenset(
+    {"model_type", "architectures", "transformers_version", "_name_or_path", *CODE_FIELDS}
+    | {"attn_implementation", "_attn_implementation", "kernel_config"}
+)
 
 
 def load_model_config(

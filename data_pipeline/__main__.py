@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from arch.caches import use_writable_caches
 from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
 
 
@@ -129,6 +130,7 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0; 1 and one line on stderr for unusable input; 130 if interrupted (the parser exits with 2)."""
+    use_writable_caches()
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     config_class, command, _ = commands()[parsed.command]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
+from arch.caches import use_writable_caches
 from eval import commands
 from pretrain.interruption import terminable
 from tokenizer.command_line import add_config_arguments, end_interrupted
@@ -48,6 +49,7 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 with one line on stderr for unusable input, 130 if interrupted (2 comes from the parser)."""
+    use_writable_caches()
     parsed = build_parser().parse_args(arguments)
     options_class, module = COMMANDS[parsed.command]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

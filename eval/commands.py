@@ -5,6 +5,7 @@ Kept apart from the code that does the work, so that ``--help`` and argument err
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,19 @@ def at_least(options: object, smallest: int, *names: str) -> None:
     for name in names:
         if (value := getattr(options, name)) is not None and not value >= smallest:
             raise ValueError(f"--{name} must be at least {smallest}, got {value}")
+
+
+def check_limit(limit: float | None) -> None:
+    """Raises ValueError for a number of documents that is neither whole nor a share below 1."""
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
+        raise ValueError(f"--limit must be at least 1 and whole, or a share of the documents below 1, got {limit}")
+
+
+def check_batch_size(batch_size: int | str) -> None:
+    """Raises ValueError for what is neither a number of sequences nor one of lm-eval's `auto`, `auto:N`."""
+    automatic = isinstance(batch_size, str) and re.fullmatch(r"auto(:[1-9]\d*)?", batch_size)
+    if not automatic and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ValueError(f"--batch_size must be at least 1, or auto, got {batch_size}")
 
 
 def read_definitions(entries: list[str]) -> dict[str, str]:
@@ -36,13 +50,13 @@ class LmOptions:
     data: str | None = None
     """Folder of local benchmark files, used in place of the hub for every task that it can serve."""
     include_path: str | None = None
-    """Folder of further lm-eval YAML tasks, such as `held-out` writes."""
+    """Folder of further lm-eval YAML tasks, such as `held-out` writes. They are code: take none that you have not read."""
     num_fewshot: int | None = None
     """Examples in the prompt; None takes each task's own number."""
-    limit: int | None = None
-    """Documents per task; None takes all. For trying out, not for results."""
-    batch_size: int = 1
-    """Sequences per forward pass."""
+    limit: int | float | None = None
+    """Documents per task, or the share of them below 1; None takes all. For trying out, not for results."""
+    batch_size: int | str = 1
+    """Sequences per forward pass; auto takes as many as the memory holds (lm-eval's search, on a CPU a bound)."""
     device: str | None = None
     """Torch device; None takes the accelerator if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -55,7 +69,8 @@ class LmOptions:
     """Name of the result files; give another to keep several results side by side in a run's report."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "limit", "batch_size")
+        check_limit(self.limit)
+        check_batch_size(self.batch_size)
         at_least(self, 0, "num_fewshot")
 
 

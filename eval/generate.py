@@ -32,7 +32,10 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], tokens: int, temper
     )
     texts = []
     for prompt in prompts:
-        ids_1S = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+        ids = tokenizer.encode(prompt, add_special_tokens=False)
+        # A prompt begins a document, and the tokenizer of an export adds no bos of its own accord.
+        begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+        ids_1S = torch.tensor([[*begin, *ids]], device=model.device)
         output_1S = model.generate(
             input_ids=ids_1S,
             attention_mask=torch.ones_like(ids_1S),

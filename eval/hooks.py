@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from eval.commands import check_batch_size, check_limit
 from pretrain.hooks import EvaluationHook
 
 
@@ -42,9 +43,9 @@ class LmEvalHook(EvaluationHook):
         every: steps between evaluations.
         include_path: folder of lm-eval YAML tasks.
         data: folder of local benchmark files in place of the hub.
-        limit: documents per task; None takes all.
+        limit: documents per task, or the share of them below 1; None takes all.
         num_fewshot: examples in the prompt; None takes each task's own number.
-        batch_size: sequences per forward pass.
+        batch_size: sequences per forward pass, or lm-eval's `auto`.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class LmEvalHook(EvaluationHook):
         every: int = 1000,
         include_path: str | None = None,
         data: str | None = None,
-        limit: int | None = None,
+        limit: int | float | None = None,
         num_fewshot: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | str = 8,
     ) -> None:
         if every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
+        check_limit(limit)
+        check_batch_size(batch_size)
         for name, folder in (("include_path", include_path), ("data", data)):
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"{name}: {folder} is not a folder")
@@ -74,6 +77,7 @@ class LmEvalHook(EvaluationHook):
         With ZeRO-3 every rank runs the same forward passes, because each holds a part of every weight. Otherwise rank 0
         evaluates alone and the others wait for it in their next collective operation.
         """
+        from eval.harness_model import as_exported
         from eval.lm import evaluate_model, flatten, load_tasks, write_results
 
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
@@ -91,7 +95,7 @@ class LmEvalHook(EvaluationHook):
                 )
             raw = evaluate_model(
                 model,
-                context["tokenizer"],
+                as_exported(context["tokenizer"]),
                 self._loaded,
                 num_fewshot=self.num_fewshot,
                 limit=self.limit,

@@ -52,8 +52,8 @@ class Ladder(PreparedGrid):
     """Folder of local benchmark files for `tasks`; null takes them from the hub."""
     tasks: list[str] = field(default_factory=list)
     """lm-eval tasks to run on every cell."""
-    limit: int | None = None
-    """Documents per task."""
+    limit: int | float | None = None
+    """Documents per task, or the share of them below 1."""
 
     def __post_init__(self) -> None:
         for name in (*self.rows, *(n for c in self.comparisons for n in (c["base"], *c["variants"]))):

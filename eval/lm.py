@@ -1,7 +1,9 @@
 """lm-eval on any model of ours or of transformers, with the hub's data sets or with local files.
 
-The model is opened by `eval.loading` and handed to lm-eval's own ``HFLM``; prompts, requests, scoring and aggregation
-are lm-eval's, so the numbers are those of ``lm_eval --model hf --model_args pretrained=DIR,trust_remote_code=True``.
+The model is opened by `eval.loading` and handed to lm-eval (`eval.harness_model`); prompts, requests, scoring and
+aggregation are lm-eval's, so the numbers of an export are those of
+``lm_eval --model hf --model_args pretrained=DIR,trust_remote_code=True``. They differ for a model from elsewhere whose
+tokenizer puts bos before every text: lm-eval then puts another one there and scores the first in bits per byte.
 What it costs: one forward pass per choice of every document; about 1 s to find the tasks when all are local, and some
 10 s to index lm-eval's 14,000 upstream names otherwise.
 """
@@ -100,48 +102,53 @@ def evaluate_model(
     tasks: Sequence[Any],
     *,
     num_fewshot: int | None = None,
-    limit: int | None = None,
-    batch_size: int = 1,
+    limit: float | None = None,
+    batch_size: int | str = 1,
     bootstrap_iters: int = 100_000,
     seed_generators: bool = True,
 ) -> dict[str, Any]:
-    """lm-eval's raw results for a model in memory.
+    """lm-eval's raw results for a model in memory, and under ``notes`` what did not fit the model.
 
     Args:
         model, tokenizer: transformers objects; the model is left in eval mode.
         tasks: from `load_tasks`.
+        limit: documents per task, or the share of them where it is below 1.
+        batch_size: sequences per forward pass, or ``auto``.
         bootstrap_iters: resamplings for the standard errors that have no closed form; 0 leaves those out.
         seed_generators: seeds Python's, NumPy's and torch's global generators, as the lm-eval command does.
 
     Raises:
-        EvaluationError: a document's scored part is longer than the model's positions.
+        EvaluationError: lm-eval refuses a document, or the tokenizer has nothing to put before a text.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    from eval.harness_model import HarnessModel
+
     with quiet("lm_eval.models.huggingface"):
-        language_model = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        try:
+            language_model = HarnessModel(model, tokenizer, batch_size)
+        except ValueError as error:
+            raise EvaluationError(str(error)) from None
     # lm-eval's own defaults, spelled out because None would mean "do not seed".
     seeds = (0, 1234, 1234) if seed_generators else (None, None, None)
     try:
-        raw = simple_evaluate(
-            model=language_model,
-            tasks=list(tasks),
-            task_manager=TaskManager(include_defaults=False),
-            num_fewshot=num_fewshot,
-            limit=limit,
-            batch_size=batch_size,
-            bootstrap_iters=bootstrap_iters,
-            log_samples=False,
-            random_seed=seeds[0],  # type: ignore[arg-type]
-            numpy_random_seed=seeds[1],  # type: ignore[arg-type]
-            torch_random_seed=seeds[2],  # type: ignore[arg-type]
-        )
+        with quiet("lm_eval.models.huggingface"):  # it warns of every context that it cuts; `notes` counts them
+            raw = simple_evaluate(
+                model=language_model,
+                tasks=list(tasks),
+                task_manager=TaskManager(include_defaults=False),
+                num_fewshot=num_fewshot,
+                limit=limit,
+                bootstrap_iters=bootstrap_iters,
+                log_samples=False,
+                random_seed=seeds[0],  # type: ignore[arg-type]
+                numpy_random_seed=seeds[1],  # type: ignore[arg-type]
+                torch_random_seed=seeds[2],  # type: ignore[arg-type]
+            )
     except AssertionError as error:
-        reason = str(error) or f"a scored text is longer than the model's {language_model.max_length} positions"
-        raise EvaluationError(f"lm-eval refused a document: {reason}") from error
-    return raw or {"results": {}}
+        raise EvaluationError(f"lm-eval refused a document: {str(error) or 'it says no more'}") from error
+    return {**(raw or {"results": {}}), "notes": language_model.notes()}
 
 
 def flatten(raw: dict[str, Any]) -> Results:
@@ -160,8 +167,8 @@ def evaluate(
     data: str | Path | None = None,
     include_path: str | Path | None = None,
     num_fewshot: int | None = None,
-    limit: int | None = None,
-    batch_size: int = 1,
+    limit: float | None = None,
+    batch_size: int | str = 1,
     device: str | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
@@ -195,7 +202,7 @@ def write_results(raw: dict[str, Any], directory: Path, name: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = {
         key: raw[key]
-        for key in ("model", "limit", "seconds", "n-shot", "n-samples", "versions", "group_subtasks")
+        for key in ("model", "limit", "seconds", "notes", "n-shot", "n-samples", "versions", "group_subtasks")
         if key in raw
     }
     kept["results"] = flatten(raw)
@@ -226,6 +233,8 @@ def run(options: LmOptions) -> None:
     print(make_table(raw))
     if raw.get("groups"):
         print(make_table(raw, "groups"))
+    for note in raw["notes"]:
+        print(f"note: {note}")
     directory = Path(options.output) if options.output else _run_directory(options.model)
     if directory is not None:
         print(f"written: {write_results(raw, directory, options.name)}")

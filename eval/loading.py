@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arch.finding import newest_checkpoints
+from arch.finding import find_tokenizer, gguf_file, newest_checkpoints
 from arch.outside_files import read_json
 
 OUR_MODEL_TYPES = frozenset({"pangu_pi", "llama"})
@@ -36,19 +36,21 @@ def default_device(device: str | None) -> str:
 
 
 def resolve_model(path: str) -> str:
-    """The folder with the weights for ``path``; a hub id is returned as it is."""
+    """The folder with the weights for ``path``, or its GGUF file; a hub id is returned as it is."""
     directory = Path(path)
     if not directory.exists():
         if path.count("/") > 1 or path.startswith((".", "/", "~")):
             raise ModelLoadError(f"model {path!r}: there is no such folder")
         return path
-    if not directory.is_dir():
+    if not directory.is_dir() and directory.suffix != ".gguf":
         raise ModelLoadError(f"model {path!r} is a file; name the folder that holds config.json and the weights")
-    if (directory / "config.json").is_file() or next(directory.glob("*.gguf"), None):
+    if not directory.is_dir() or (directory / "config.json").is_file():
         return str(directory)
     for checkpoint in newest_checkpoints(directory):
         if (checkpoint / "config.json").is_file() and next(checkpoint.glob("*.safetensors"), None):
             return str(checkpoint)
+    if gguf_file(directory):
+        return str(directory)
     raise ModelLoadError(f"model {path!r}: neither a model (config.json) nor a run with a complete checkpoint")
 
 
@@ -58,7 +60,8 @@ def load_model(
     """Loads a model for evaluation; with the same ``dtype``, the one that ``lm_eval --model hf`` loads.
 
     Args:
-        path: run, checkpoint or export directory, folder of any transformers model or of a GGUF file, or a hub id.
+        path: run, checkpoint or export directory, folder of any transformers model, GGUF file or its folder, or a hub
+            id. Weights in transformers' format come before a GGUF file beside them.
         device: torch device; None takes the accelerator if there is one.
         trust_remote_code: lets a model that is not ours bring its own Python code. Ours never needs it.
         dtype: of the weights; ``auto`` is the stored one.
@@ -66,21 +69,19 @@ def load_model(
     Raises:
         ModelLoadError: nothing loadable there.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = resolve_model(path)
     directory = Path(source)
-    gguf = next(directory.glob("*.gguf"), None) if directory.is_dir() else None
-    tokenizer_source = str(directory / "tokenizer") if (directory / "tokenizer").is_dir() else source
-    tokenizer_options: dict[str, Any] = {"gguf_file": gguf.name} if gguf else {"trust_remote_code": trust_remote_code}
+    gguf = gguf_file(directory)
     try:
         if gguf or _model_type(directory) in OUR_MODEL_TYPES:
             from arch import load_causal_lm
 
-            model = load_causal_lm(source, dtype=dtype)
+            model = load_causal_lm(gguf or source, dtype=dtype)
         else:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source, **tokenizer_options)
+        tokenizer = _open_tokenizer(directory, gguf, trust_remote_code)
     except OSError as error:
         raise ModelLoadError(f"model {path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     except ValueError as error:
@@ -91,6 +92,26 @@ def load_model(
             " read it first"
         ) from None
     return LoadedModel(model.to(default_device(device)).eval(), tokenizer, source)
+
+
+def _open_tokenizer(directory: Path, gguf: Path | None, trust_remote_code: bool) -> Any:
+    """The tokenizer of a model; that of a checkpoint of ours in the form that its export will have."""
+    from transformers import AutoTokenizer
+
+    from eval.harness_model import as_exported
+    from tokenizer import load_tokenizer
+
+    if gguf is not None:
+        return load_tokenizer(gguf)
+    if not directory.is_dir():
+        return AutoTokenizer.from_pretrained(str(directory), trust_remote_code=trust_remote_code)
+    found = find_tokenizer(directory)
+    if found is None:
+        raise ModelLoadError(f"{directory}: no tokenizer lies beside the weights; copy its files there")
+    if trust_remote_code:
+        return AutoTokenizer.from_pretrained(found, trust_remote_code=True)
+    tokenizer = load_tokenizer(found)
+    return tokenizer if found == directory else as_exported(tokenizer)
 
 
 def _model_type(directory: Path) -> str | None:

