@@ -101,8 +101,8 @@ class _Values:
                     size = 2 * len(self._text)
                     continue
                 raise JsonError(str(error)) from None
-            # A number may go on behind the end of what was read; nothing else can.
-            if stop == len(self._text) and isinstance(value, (int, float)) and self._more(size):
+            # A number may go on behind the end of what was read, up to which there may be `e+`; nothing else can.
+            if stop + 2 >= len(self._text) and isinstance(value, (int, float)) and self._more(size):
                 continue
             self.position = stop
             return value
