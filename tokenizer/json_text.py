@@ -102,7 +102,8 @@ class _Values:
                     continue
                 raise JsonError(str(error)) from None
             # A number may go on behind the end of what was read, up to which there may be `e+`; nothing else can.
-            if stop + 2 >= len(self._text) and isinstance(value, (int, float)) and self._more(size):
+            if stop + 2 >= len(self._text) and isinstance(value, (int, float)) and not self._ended:
+                self._more(size)
                 continue
             self.position = stop
             return value
