@@ -130,6 +130,12 @@ class Meta:
         return self.bytes / (self.tokens - self.documents)
 
     @property
+    def content(self) -> str:
+        """sha256 over the tokenizer's hash and all checksums: the same for the same shards, wherever they lie."""
+        sums = [[shard.tokens, shard.sha256, shard.index_sha256] for shard in self.shards]
+        return hashlib.sha256(json.dumps([self.tokenizer_hash, sums]).encode()).hexdigest()
+
+    @property
     def dtype(self) -> np.dtype:
         """NumPy type of a token id in the shards."""
         return np.dtype(f"<u{self.token_bytes}")
