@@ -112,11 +112,13 @@ class RejectLog:
         self.units: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.found: list[Found] = []
+        self.unit: Unit | None = None
         self.line = b""
         self.offset = 0
 
     def begin(self, unit: Unit) -> None:
         """The documents that follow are this unit's."""
+        self.unit = unit
         counted = unit.kind in ("jsonl", "lines")
         self.units.append({"name": unit.name, "path": unit.path, "counted": counted, "lines": 0})
         self.line = b""
@@ -134,9 +136,12 @@ class RejectLog:
         Raises InvalidDocumentError for one of broken text that is to be refused.
         """
         mended = problem.kind == "utf8" and self.broken_text == "replace"
-        if problem.kind == "utf8" and self.broken_text == "refuse":
-            raise problem
         place = re.search(r"\d+$", problem.where)
+        if problem.kind == "utf8" and self.broken_text == "refuse":
+            if place is None or self.unit is None or not self.units[-1]["counted"] or not self.unit.start:
+                raise problem
+            number = int(place.group()) + lines_before(self.unit)  # the reader counts from the part's beginning
+            raise InvalidDocumentError(f"{problem.where[: place.start()]}{number}", problem.kind, problem.detail)
         quoted = self.line.decode("utf-8", "backslashreplace").strip() or problem.detail
         self.reject("mended" if mended else problem.kind, int(place.group()) if place else 1, quoted)
         return mended
@@ -153,6 +158,15 @@ class RejectLog:
         """Write the log of a part that was read to its end."""
         content = {"units": self.units, "counts": self.counts, "found": [asdict(found) for found in self.found]}
         path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def lines_before(unit: Unit) -> int:
+    """Lines of a plain file that begin before the unit does."""
+    with Path(unit.path).open("rb") as file:
+        ends, left = 0, unit.start - 1
+        while block := file.read(min(left, 2**20)):
+            ends, left = ends + block.count(b"\n"), left - len(block)
+    return ends + 1
 
 
 def merge_reject_logs(paths: list[Path]) -> dict[str, Rejected]:
