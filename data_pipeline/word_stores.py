@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import SourceError
 from data_pipeline.label_files import LABEL_FILES, find_label_file, read_label_file
+from tokenizer.broken_text import explain_broken
+from tokenizer.documents import plain_value
 from tokenizer.folder_files import EXAMPLES, check_link, find_files, readable, tell
 from tokenizer.image_stores import SUFFIXES, ConcatenatedImages, FileImages, ImageStore, ParquetImages
 
@@ -165,10 +167,13 @@ class ParquetWords(ParquetImages):
         text = next((name for name in ("text", "label") if name in names), None)
         if text is None:
             raise SourceError(f"{path}: needs columns 'image' and 'text' (or 'label'), has {', '.join(names)}")
-        labels = pq.read_table(path, columns=[text]).column(text).to_pylist()
+        labels = [plain_value(label) for label in pq.read_table(path, columns=[text]).column(text)]
         missing = next((row for row, label in enumerate(labels) if not isinstance(label, str)), None)
         if missing is not None:
             raise SourceError(f"{path}: row {missing}: '{text}' is {labels[missing]!r}, not a text")
+        for row, label in enumerate(labels):
+            if (problem := explain_broken(label)) is not None:
+                raise SourceError(f"{path}: row {row}: '{text}' is {problem}")
         self.labels: Sequence[str] = labels
 
 

@@ -253,7 +253,7 @@ def _begins_with_a_line(head: bytes) -> bool:
         return False
 
 
-def _lines_from(head: bytes, stream: io.BufferedIOBase) -> Iterator[bytes]:
+def _lines_from(head: bytes, stream: BinaryIO) -> Iterator[bytes]:
     """The lines of a stream of which `head` was read already."""
     begun = io.BytesIO(head).readlines()
     yield from begun[:-1]

@@ -31,6 +31,7 @@ DESCRIPTIONS = re.compile(
     re.IGNORECASE,
 )
 """Names of what speaks about data and is none."""
+CONTROL = re.compile("[\0-\x1f\x7f]")
 MAX_UNUSED = 0.1
 """Largest share of a folder's bytes that may lie in files which are not used."""
 EXAMPLES = 3
@@ -135,8 +136,10 @@ def is_data_name(name: str) -> bool:
 
 
 def readable(path: Path | str) -> str:
-    """A path as text that can be printed and stored: bytes of a name that are not UTF-8 become `\\xNN`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path as text that can be printed on one line and stored: control characters, and bytes of a name that are not
+    UTF-8, become `\\xNN`."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -69,13 +69,13 @@ def text_lines(raw: BinaryIO, path: Path) -> Iterator[bytes]:
     return map(_unmarked, text_stream(raw, path))
 
 
-def text_stream(raw: BinaryIO, path: Path) -> io.BufferedReader:
+def text_stream(raw: BinaryIO, path: Path) -> BinaryIO:
     """The unpacked bytes of an open file, marks included. Raises as `text_lines` does."""
     compression = compression_of(path.name)
     _check_head(_head(raw), path, compression)
     if not compression:
-        return raw  # type: ignore[return-value]
-    stream = io.BufferedReader(_unpacked(raw, path, compression), CHUNK)  # type: ignore[arg-type]
+        return raw
+    stream: io.BufferedReader = io.BufferedReader(_unpacked(raw, path, compression), CHUNK)  # type: ignore[arg-type]
     _check_text(stream.peek(64)[:64], path)
     return stream
 

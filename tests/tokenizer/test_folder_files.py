@@ -103,4 +103,4 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch) -
 
 
 def test_names_can_be_printed_and_stored() -> None:
-    assert readable("caf\udce9/文") == r"caf\xe9/文"
+    assert readable("caf\udce9/文\n") == r"caf\xe9/文\x0a"
