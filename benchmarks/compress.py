@@ -30,10 +30,11 @@ from measure import finish, table, take_turns
 from data_pipeline.executors import quiet
 from data_pipeline.sample import SampleConfig, sample
 from tokenizer import TrainConfig, load_tokenizer, tokenizer_hash, train_tokenizer
+from tokenizer.broken_text import TextCheck
 from tokenizer.compress import compress, count_corpus
 from tokenizer.compress_config import CompressConfig
 from tokenizer.counting import PART_BYTES, count_texts
-from tokenizer.documents import list_files, read_documents, refuse_unless_empty
+from tokenizer.documents import list_files, read_documents
 from tokenizer.sliceable import SliceableTokenizer, open_sliceable
 
 TURNS = 3
@@ -95,7 +96,7 @@ def measure_speed(config: CompressConfig, donor: SliceableTokenizer) -> dict[str
     """Counting one part of the corpus, and encoding it text by text, in turns."""
     texts, size = [], 0
     for document in (
-        found for file in list_files(config.corpus) for found in read_documents(file, "text", refuse_unless_empty)
+        found for file in list_files(config.corpus) for found in read_documents(file, "text", TextCheck("refuse"))
     ):
         texts.append(document.text)
         size += len(document.text.encode())

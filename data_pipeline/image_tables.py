@@ -3,7 +3,8 @@
     Parquet   a column per kind of image: bytes, {bytes, path}, or a list of either (several masks of one photograph)
     folder    image files, sorted by name; or one folder per column, in which files of one stem are one row
 
-A folder that holds neither, but folders or Parquet files that do, is all of them, sorted by name.
+A folder of folders or of Parquet files is all of them, after the images that lie beside them. Which files count is said
+in tokenizer/folder_files.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from data_pipeline.errors import PairsError
+from tokenizer.folder_files import FolderFiles, UnusedFilesError, check_link, find_files, readable
 from tokenizer.image_stores import SUFFIXES
 from tokenizer.images import ImageError, decode_image
 
@@ -125,9 +127,10 @@ class FolderTable:
 
 
 def _open_entry(path: Path, columns: Sequence[str]) -> list[ImageTable]:
+    check_link(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder of images")
-    if path.suffix == ".parquet":
+        raise FileNotFoundError(f"{readable(path)}: no such file or folder of images")
+    if path.is_file() and path.suffix.lower() == ".parquet":
         return [ParquetTable(path, columns)]
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES or len(columns) > 1:
@@ -135,10 +138,12 @@ def _open_entry(path: Path, columns: Sequence[str]) -> list[ImageTable]:
         return [FolderTable(path, [{columns[0]: path}])]
     if all((path / column).is_dir() for column in columns):
         return [FolderTable(path, _by_stem(path, columns))]
-    if len(columns) == 1 and (files := _image_files(path)):
-        return [FolderTable(path, [{columns[0]: file} for file in files])]
-    inner = sorted({*path.glob("*.parquet"), *(entry for entry in path.iterdir() if entry.is_dir())})
-    tables = [table for entry in inner for table in _open_entry(entry, columns)]
+    suffixes = (*SUFFIXES, ".parquet") if len(columns) == 1 else (".parquet",)
+    found = find_files(path, suffixes, deep=False)
+    images = [file for file in _use(found, suffixes) if file.suffix.lower() != ".parquet"]
+    tables: list[ImageTable] = [FolderTable(path, [{columns[0]: file} for file in images])] if images else []
+    inner = sorted([*found.folders, *(file for file in found.files if file.suffix.lower() == ".parquet")])
+    tables += [table for entry in inner for table in _open_entry(entry, columns)]
     if not tables:
         wanted = " and ".join(f"{column}/" for column in columns) if len(columns) > 1 else "images"
         raise PairsError(f"{path}: holds neither {wanted} nor .parquet files")
@@ -147,7 +152,17 @@ def _open_entry(path: Path, columns: Sequence[str]) -> list[ImageTable]:
 
 def _by_stem(path: Path, columns: Sequence[str]) -> list[dict[str, Path]]:
     """Rows of the files that have the same name, up to the suffix, in the folder of every column."""
-    found = [{file.stem: file for file in _image_files(path / column)} for column in columns]
+    found = []
+    for column in columns:
+        files: dict[str, Path] = {}
+        for file in _use(find_files(path / column, SUFFIXES), SUFFIXES):
+            stem = str(file.relative_to(path / column).with_suffix(""))
+            if stem in files:
+                raise PairsError(
+                    f"{path / column}: {files[stem].name} and {file.name} have one name; remove one of them"
+                )
+            files[stem] = file
+        found.append(files)
     for column, files in zip(columns, found, strict=True):
         if lacking := sorted(found[0].keys() ^ files.keys()):
             raise PairsError(
@@ -157,8 +172,11 @@ def _by_stem(path: Path, columns: Sequence[str]) -> list[dict[str, Path]]:
     return [dict(zip(columns, (files[stem] for files in found), strict=True)) for stem in sorted(found[0])]
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+def _use(found: FolderFiles, suffixes: Sequence[str]) -> list[Path]:
+    try:
+        return found.use(suffixes)
+    except UnusedFilesError as error:
+        raise PairsError(str(error)) from None
 
 
 def _bytes(value: Any, where: str, column: str) -> bytes:

@@ -1,9 +1,11 @@
 """What a label becomes before a model learns it, and a record of everything that it loses on the way.
 
-    "Café-9"  white space out  ->  normalised  ->  too long?  ->  case of the charset, others out  ->  empty?
-                                   "Cafe-9"        dropped        "cafe9" (36 characters)            dropped
+    "Café-9"  normalised  ->  white space out  ->  too long?  ->  case of the charset, others out  ->  empty?
+              "Cafe-9"                             dropped        "cafe9" (36 characters)            dropped
 
 The order is that of the published code (spec ocr_scaling.md, 2.1): length is checked before characters are removed.
+White space around a label is no part of it. Within it, it becomes one space where the charset holds the space;
+elsewhere it is removed as in the published code, but counted like every character that a label loses.
 """
 
 from __future__ import annotations
@@ -52,18 +54,23 @@ class LabelRules:
 
     def clean(self, label: str) -> CleanLabel:
         """Applies the rules."""
-        text = "".join(label.split())
-        if not text:
+        words = label.split()
+        if not words:
             return CleanLabel("", "empty")
-        if self.normalise == "ascii":
-            text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-        elif self.normalise == "nfkc":
-            text = unicodedata.normalize("NFKC", text)
-        text = "".join(text.split())  # some signs become a space and an accent
+        space = " " if " " in self.charset else ""
+        # Some signs become a space and an accent: such a space was never in the label.
+        text = space.join(self._normalised(word).replace(" ", "") for word in words)
         if len(text) > self.max_length:
             return CleanLabel("", "too long")
         adapted, removed = adapt_to_charset(text, self.charset)
-        return CleanLabel(adapted, "" if adapted else "unsupported", removed)
+        adapted = space.join(adapted.split())
+        lost = "" if space else "".join(filter(str.isspace, label.strip()))
+        return CleanLabel(adapted, "" if adapted else "unsupported", lost + removed)
+
+    def _normalised(self, text: str) -> str:
+        if self.normalise == "ascii":
+            return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+        return unicodedata.normalize("NFKC", text) if self.normalise == "nfkc" else text
 
 
 @dataclass

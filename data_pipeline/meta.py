@@ -83,13 +83,15 @@ class Meta:
     token_bytes: int
     """2 (uint16) or 4 (uint32)."""
     bos_token_id: int | None
-    """First token of every document; None: images, which have neither."""
+    """First token of every document: bos, or eos where the tokenizer has none; None: images, which have neither."""
     eos_token_id: int | None
     """Last token of every document; None: images."""
     shards: list[ShardMeta]
     """The shards in reading order; none is empty."""
     rejected: dict[str, Rejected] = field(default_factory=dict)
     """By reason: documents of the input that are not in the shards."""
+    altered: dict[str, Rejected] = field(default_factory=dict)
+    """By reason: documents that are in the shards, but not as they were found."""
     inputs: dict[str, Any] = field(default_factory=dict)
     """What the shards were made from: `prepare` compares it before it writes to an existing directory."""
     format_version: int = FORMAT_VERSION
@@ -126,6 +128,12 @@ class Meta:
         """Text bytes per *predicted* token (a document's first is never a label): mean loss / ln 2 / this = bits per
         byte."""
         return self.bytes / (self.tokens - self.documents)
+
+    @property
+    def content(self) -> str:
+        """sha256 over the tokenizer's hash and all checksums: the same for the same shards, wherever they lie."""
+        sums = [[shard.tokens, shard.sha256, shard.index_sha256] for shard in self.shards]
+        return hashlib.sha256(json.dumps([self.tokenizer_hash, sums]).encode()).hexdigest()
 
     @property
     def dtype(self) -> np.dtype:
@@ -228,11 +236,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON under a temporary name, flush it to the disk, then rename: readers see the old file or the new one."""
+def write_json_atomically(path: Path, content: Mapping[str, Any], ascii_only: bool = False) -> None:
+    """Write JSON under a temporary name, flush it to the disk, then rename: readers see the old file or the new one.
+
+    `ascii_only` writes everything else as escapes, even what UTF-8 cannot hold.
+    """
     temporary = path.with_name(f"{path.name}.partial")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=1)
+        json.dump(content, file, ensure_ascii=ascii_only, indent=1)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -3,12 +3,13 @@
     entries of `input` -> files, data sets -> units (a file, or a range of it) -> parts (units that follow each other)
 
 The cut depends on the input alone, never on the number of workers, so the shards do not either. Plain .jsonl and
-line-wise .txt are cut at line ends, Parquet at row groups, data sets and pairs of images at rows; a compressed file is
-one unit, so give several of them to keep several workers busy.
+line-wise .txt are cut at line ends, Parquet at row groups, data sets and pairs of images at rows; a compressed file or
+a .json is one unit, so give several of them to keep several workers busy.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +20,15 @@ import pyarrow.parquet as pq
 from data_pipeline.errors import PrepareError
 from data_pipeline.meta import write_json_atomically
 from data_pipeline.prepare_config import PrepareConfig
-from tokenizer.documents import SUFFIXES, damage_named, list_files
+from tokenizer.documents import LINES, columns_for, list_files, looks_local
+from tokenizer.documents import refuse_twice as refuse_files_twice
+from tokenizer.folder_files import readable
+from tokenizer.text_streams import compression_of, damage_named, kind_of
 
 SMALLEST_PART, LARGEST_PART, PARTS = 4 * 2**20, 256 * 2**20, 64
 FINGERPRINT_BYTES = 2**20
 
-Kind = Literal["jsonl", "document", "lines", "parquet", "dataset", "pairs"]
+Kind = Literal["jsonl", "json", "document", "lines", "parquet", "dataset", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write the plan where tasks on other nodes can read it."""
-        write_json_atomically(path, asdict(self))
+        write_json_atomically(path, asdict(self), ascii_only=True)  # names that are not UTF-8 are read back as they are
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
@@ -85,6 +89,8 @@ def make_plan(config: PrepareConfig) -> Plan:
         "text_files": config.text_files,
         "part_bytes": part_bytes,
     }
+    if config.broken_text != "skip":  # shards from before there was a choice are of the default
+        inputs["broken_text"] = config.broken_text
     return Plan(group(pieces, part_bytes), inputs)
 
 
@@ -95,16 +101,15 @@ def part_bytes_for(config: PrepareConfig, size: int) -> int:
 
 def refuse_twice(paths: Iterable[str]) -> None:
     """Raise PrepareError if a path comes twice."""
-    seen: set[str] = set()
-    for path in paths:
-        if path in seen:
-            raise PrepareError(f"{path}: given twice in `input`; its documents would be in the shards twice")
-        seen.add(path)
+    try:
+        refuse_files_twice(paths, "`input`")
+    except ValueError as error:
+        raise PrepareError(str(error)) from None
 
 
 def is_compressed(path: str) -> bool:
     """Whether the file can only be read from its beginning."""
-    return path.endswith((".gz", ".zst"))
+    return bool(compression_of(path))
 
 
 def open_dataset(path: str, split: str) -> Any:
@@ -136,8 +141,7 @@ def _find(entry: str, config: PrepareConfig) -> Iterator[tuple[Unit, dict[str, A
     """Whole files and data sets under one entry of `input`, each with a description by content."""
     path = Path(entry)
     on_disk = path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    looks_local = path.exists() or entry.endswith(SUFFIXES) or entry.startswith(("/", ".", "~"))
-    if on_disk or not looks_local:
+    if on_disk or not looks_local(entry):
         yield _dataset(entry, config)
         return
     try:
@@ -145,18 +149,19 @@ def _find(entry: str, config: PrepareConfig) -> Iterator[tuple[Unit, dict[str, A
     except ValueError as error:
         raise PrepareError(str(error)) from error
     for file in files:
-        name = str(file.relative_to(path)) if path.is_dir() else file.name
+        name = readable(file.relative_to(path) if path.is_dir() else file.name)
         size = file.stat().st_size
-        unit = Unit(_kind(file.name, config), str(file.resolve()), name, 0, size, size)
+        # The path of a link, not of its target: its name says how to read it.
+        unit = Unit(_kind(file.name, config), os.path.abspath(file), name, 0, size, size)  # noqa: PTH100
         yield unit, {"name": name, "size": size, "hash": content_hash([file])}
 
 
 def _dataset(entry: str, config: PrepareConfig) -> tuple[Unit, dict[str, Any]]:
     dataset = open_dataset(entry, config.split)
-    if config.text_field not in dataset.column_names:
-        raise PrepareError(
-            f"{entry}: no column {config.text_field!r}; it has {', '.join(dataset.column_names)}; set text_field"
-        )
+    try:
+        columns_for(config.text_field, dataset.data.schema, entry)
+    except ValueError as error:
+        raise PrepareError(f"{error}; set text_field") from None
     local = Path(entry).exists()
     path, name = (str(Path(entry).resolve()), Path(entry).name) if local else (entry, entry)
     rows = len(dataset)
@@ -165,11 +170,10 @@ def _dataset(entry: str, config: PrepareConfig) -> tuple[Unit, dict[str, Any]]:
 
 
 def _kind(name: str, config: PrepareConfig) -> Kind:
-    if name.endswith(".parquet"):
-        return "parquet"
-    if name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-        return "jsonl"
-    return config.text_files
+    kind = kind_of(name)
+    if kind in (".parquet", ".json"):
+        return "parquet" if kind == ".parquet" else "json"
+    return "jsonl" if kind in LINES else config.text_files
 
 
 def content_hash(files: Sequence[Path]) -> str:
@@ -189,7 +193,7 @@ def cut(unit: Unit, part_bytes: int) -> list[Unit]:
     """The unit in pieces of about `part_bytes`, where its kind allows it."""
     if unit.kind == "parquet":
         return _row_groups(unit)
-    if unit.kind == "document" or is_compressed(unit.path):
+    if unit.kind in ("document", "json") or is_compressed(unit.path):
         return [unit]
     length = unit.stop - unit.start
     pieces = max(1, min(unit.size // part_bytes, length))

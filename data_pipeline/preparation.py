@@ -25,7 +25,7 @@ from data_pipeline.meta import META_FILE, Meta, Rejected, ShardMeta, token_bytes
 from data_pipeline.parts import Plan
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.progress import progress_bar
-from data_pipeline.read_part import merge_reject_logs
+from data_pipeline.read_part import MENDED, merge_reject_logs
 from data_pipeline.recipe import Recipe, open_recipe
 from data_pipeline.workspace import Workspace
 from data_pipeline.write_shard import WriteShard, full_disk_named
@@ -81,7 +81,8 @@ def summary(meta: Meta, output: str) -> str:
         f"{output}: {meta.documents:,} {document}, {meta.tokens:,} tokens, {meta.bytes:,} bytes of {material}"
         f" ({meta.bytes_per_token:.2f} bytes per token) in {len(meta.shards)} shards"
     ]
-    return "\n".join([*lines, *(f"  rejected, {reason}" for reason in _describe_rejects(meta.rejected))])
+    lines += [f"  rejected, {reason}" for reason in _describe_rejects(meta.rejected)]
+    return "\n".join([*lines, *(f"  altered, {reason}" for reason in _describe_rejects(meta.altered))])
 
 
 class Finish(PipelineStep):
@@ -116,6 +117,7 @@ def finish(workspace: Workspace, reject_threshold: float) -> Meta:
         )
     shards = [ShardMeta(**json.loads(workspace.shard_report(rank).read_text(encoding="utf-8"))) for rank in ranks]
     tokenizer = plan.inputs["tokenizer"]
+    logged = merge_reject_logs([workspace.reject_log(rank) for rank in ranks])
     meta = Meta(
         tokenizer_hash=tokenizer["hash"],
         vocab_size=tokenizer["vocab_size"],
@@ -123,7 +125,8 @@ def finish(workspace: Workspace, reject_threshold: float) -> Meta:
         bos_token_id=tokenizer["bos_token_id"],
         eos_token_id=tokenizer["eos_token_id"],
         shards=[shard for shard in shards if shard.tokens],
-        rejected=merge_reject_logs([workspace.reject_log(rank) for rank in ranks]),
+        rejected={reason: entry for reason, entry in logged.items() if reason != MENDED},
+        altered={reason: entry for reason, entry in logged.items() if reason == MENDED},
         inputs=plan.inputs,
     )
     _check_rejects(meta, workspace.output, reject_threshold)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from data_pipeline.errors import PrepareError
 from data_pipeline.visual_pairs import PairsConfig
+from tokenizer.broken_text import BrokenText
 
 
 @dataclass(frozen=True)
@@ -15,20 +16,20 @@ class PrepareConfig:
     """
 
     input: list[str]
-    """Files or directories (.jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt, .txt.gz, .txt.zst), directories written by
+    """Files or directories (.jsonl, .json, .txt, each also .gz, .bz2, .xz, .zst; .parquet), directories written by
     `datasets.save_to_disk`, or ids of hub data sets (`owner/name` or `owner/name@configuration`). With pairs: .parquet
     files or folders of images."""
     output: str
     """Directory for the shards and meta.json."""
     tokenizer: str
-    """Tokenizer: a directory, a .model or tokenizer.json file, or a hub id. It needs a bos and an eos token. With
-    pairs: the directory or run of a visual tokenizer, which has neither."""
+    """Tokenizer: a directory, a .model or tokenizer.json file, or a hub id. It needs an eos token; one
+    without bos begins documents with eos. With pairs: the directory or run of a visual tokenizer, which has neither."""
     workers: int = 0
     """Processes at a time; 0: one per CPU core (with slurm and ray: no limit). It does not change the result."""
     executor: Literal["local", "slurm", "ray"] = "local"
     """Where the work runs. slurm and ray need `output` on a file system that all nodes share."""
     text_field: str = "text"
-    """Field or column that holds the text."""
+    """Field or column that holds the text, also a nested one (`meta.text`)."""
     text_files: Literal["document", "lines"] = "document"
     """A .txt file is one document, or every non-blank line of it is one."""
     split: str = "train"
@@ -36,6 +37,9 @@ class PrepareConfig:
     reject_threshold: float = 0.01
     """Largest share of the documents that may be rejected (broken JSON, invalid UTF-8, no text, unreadable images);
     beyond it prepare fails and shows why."""
+    broken_text: BrokenText = "skip"
+    """Documents of broken text (not UTF-8, half a surrogate pair): skip them, which counts towards reject_threshold;
+    replace what is broken by U+FFFD, counted; or refuse the first one."""
     part_bytes: int | None = None
     """Stored bytes (pairs: bytes of pixels to encode) per task: the grain of parallelism and of resuming, one shard
     each. None: a 64th of the input, but 4 MiB at least and 256 MiB at most."""

@@ -37,6 +37,7 @@ from data_pipeline.remap_ids import Mode, Remapper, choose_mode
 from data_pipeline.text_recipe import copy_tokenizer
 from data_pipeline.workspace import Workspace
 from data_pipeline.write_shard import ShardWriter, full_disk_named
+from tokenizer.document_tokens import document_tokens
 from tokenizer.processes import available_cores, end_with_parent
 from tokenizer.vocabulary_map import VocabularyMap
 
@@ -119,12 +120,11 @@ def remap(config: RemapConfig) -> RemapReport:
     ):
         if given != expected:
             raise RemapError(f"{what}: altered: expected tokenizer {expected[:12]}, found {given[:12]}")
-    facts = {
-        "hash": mapping.hash,
-        "vocab_size": len(smaller),
-        "bos_token_id": smaller.bos_token_id,
-        "eos_token_id": smaller.eos_token_id,
-    }
+    try:
+        first, last = document_tokens(smaller, config.tokenizer)
+    except ValueError as error:
+        raise RemapError(str(error)) from None
+    facts = {"hash": mapping.hash, "vocab_size": len(smaller), "bos_token_id": first, "eos_token_id": last}
     ends = [before.bos_token_id, before.eos_token_id]
     if mapping.new_ids[ends].tolist() != [facts["bos_token_id"], facts["eos_token_id"]]:
         raise RemapError(f"{config.tokenizer}: its bos and eos are not those of the shards; prepare the text instead")

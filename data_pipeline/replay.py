@@ -1,7 +1,7 @@
 """`replay`: the exact documents of one step of a run, from the run's order.json and the shards alone."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from arch.outside_files import read_json, typed
 from data_pipeline.errors import DataError, OrderError, SourceError
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.mixture import Mixture
+from data_pipeline.moved_data import found_again
 from data_pipeline.order import BatchChanges, BatchSize
 from data_pipeline.replay_sources import OPENERS, ReplaySource
 from data_pipeline.round_order import RoundsOrder, Selection, selection_path
@@ -30,6 +31,8 @@ class ReplayConfig:
     """Print at most this many sequences of the batch; 0: all."""
     characters: int = 100
     """Length of the excerpts; 0: the whole text."""
+    shards: list[str] = field(default_factory=list)
+    """Where the run's data lie now, if they were moved: their directories, or a folder that holds them."""
     json: bool = False
     """Print one JSON object per document instead of text."""
 
@@ -68,7 +71,7 @@ def replay(config: ReplayConfig) -> Iterator[ReplayedDocument]:
     path = path / "order.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give a run directory (it has an order.json) with --run")
-    sources, order = _open(path)
+    sources, order = _open(path, config.shards)
     mixture = Mixture([entry.source for entry in sources])
     batch = order.batch(config.step)
     for row, index in enumerate(batch[: config.rows or None].tolist()):
@@ -112,14 +115,14 @@ class _OrderFile:
     batch_changes: BatchChanges = field(default_factory=list)
 
 
-def _open(path: Path) -> tuple[list[ReplaySource], RoundsOrder]:
+def _open(path: Path, elsewhere: Sequence[str]) -> tuple[list[ReplaySource], RoundsOrder]:
     content = read_json(path, DataError)
     kind = content.get("kind", "tokens") if isinstance(content, dict) else None
     if not isinstance(kind, str) or kind not in OPENERS:
         raise DataError(f"{path}: data of kind {kind!r} cannot be replayed; known are {', '.join(OPENERS)}")
     head = typed(_OrderFile, content, f"{path}: not the order of a run", DataError)
     try:
-        sources = OPENERS[kind](content)
+        sources = OPENERS[kind](found_again(content, kind, path.parent, elsewhere))
         later = [Selection.load(selection_path(path.parent, entry["round"])) for entry in head.rounds]
         order = RoundsOrder(head.sizes, head.batch_size, head.seed, head.weights, later)
         order.restart(head.batch_size, head.batch_changes)

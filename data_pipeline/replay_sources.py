@@ -59,7 +59,9 @@ class _Sentences:
 
 
 def open_tokens(description: Mapping[str, Any]) -> list[ReplaySource]:
-    """Text: `{"shards": [DIRECTORY, ...], "sequence_length": S, "document_mask": true}`; shows decoded tokens."""
+    """Text: `{"shards": [DIRECTORY, ...], "sequence_length": S, "document_mask": true}`; shows decoded tokens.
+
+    The field `contents` is for moved_data.py."""
     given = typed(_Tokens, description, "order.json", DataError)
     sources = [TokenSource(directory, given.sequence_length, given.document_mask) for directory in given.shards]
     return [ReplaySource(source, str(source.directory), _decoder(source.directory)) for source in sources]

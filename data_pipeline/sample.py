@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from data_pipeline.corpus_builtin import LICENSES, builtin_documents
 from data_pipeline.keyed_split import is_held_out
+from tokenizer.broken_text import BrokenText, InvalidDocumentError, TextCheck
 from tokenizer.documents import (
-    SUFFIXES,
     Document,
-    InvalidDocumentError,
     OnInvalid,
     document_from_fields,
     list_files,
+    looks_local,
     read_documents,
 )
 
@@ -49,7 +49,7 @@ class SampleConfig:
     output: str
     """Directory to write to; files of an earlier sample there are replaced."""
     source: list[str] = field(default_factory=list)
-    """Files or directories (.jsonl, .jsonl.gz, .jsonl.zst, .txt, .parquet), or ids of hub data sets
+    """Files or directories (.jsonl, .json, .txt, each also .gz, .bz2, .xz, .zst; .parquet), or ids of hub data sets
     (`owner/name` or `owner/name@configuration`). Without any: the built-in corpus."""
     text_field: str = "text"
     """Field or column that holds the text."""
@@ -60,7 +60,11 @@ class SampleConfig:
     max_bytes: int | None = None
     """Take at most this many bytes of text from each entry of `source`. None: take everything."""
     on_invalid: Literal["error", "skip"] = "error"
-    """Stop at a document that cannot be used, or skip, count and report it. Empty documents are always skipped."""
+    """Stop at a document that cannot be used, or skip, count and report it. Empty documents are always skipped;
+    those of broken text follow `broken_text`."""
+    broken_text: BrokenText = "skip"
+    """Documents of broken text (not UTF-8, half a surrogate pair): skip them, counted, an error above 1 % of all;
+    replace what is broken by U+FFFD, counted; or refuse the first one."""
     seed: int = 0
     """Key of the hash that splits."""
 
@@ -84,6 +88,8 @@ class SampleReport:
     """Languages that have a train and a validation file."""
     left_out: dict[str, Any]
     """Counts of what was not written and why, with the first examples of invalid documents."""
+    altered: dict[str, int]
+    """Counts of documents that were written otherwise than they were found."""
     config: dict[str, Any]
     """The `SampleConfig` without `output`."""
 
@@ -94,6 +100,7 @@ class SampleReport:
             f"  {name:<16} {s['documents']:>9,} documents {s['bytes']:>13,} bytes" for name, s in self.files.items()
         ]
         lines += [f"  left out: {count:,} {what}" for what, count in self.left_out["counts"].items()]
+        lines += [f"  altered: {count:,} documents of {what}" for what, count in self.altered.items()]
         return "\n".join(lines)
 
 
@@ -105,7 +112,7 @@ def sample(config: SampleConfig) -> SampleReport:
         InvalidDocumentError: a document cannot be used and `on_invalid` is "error"; names file and line.
         ValueError: a file is damaged, a hub data set cannot be streamed, or a split of a language stays empty.
     """
-    rejected = _Rejected(strict=config.on_invalid == "error")
+    rejected = _Rejected(TextCheck(config.broken_text), strict=config.on_invalid == "error")
     dropped: Counter[str] = Counter()
     documents = _source_documents(config, rejected, dropped) if config.source else builtin_documents(dropped)
     output = Path(config.output)
@@ -115,6 +122,7 @@ def sample(config: SampleConfig) -> SampleReport:
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output, prefix=".sample-") as folder:
         counts = _write_documents(documents, config, Path(folder))
+        rejected.broken.finish(sum(count["documents"] for count in counts.values()))
         languages = _complete_languages(counts, config, dropped)
         counts = {key: count for key, count in counts.items() if key[0].split(".")[1] in languages}
         files, sources = _totals(counts, 0), _totals(counts, 1)
@@ -128,6 +136,7 @@ def sample(config: SampleConfig) -> SampleReport:
         sources={name: {**count, "license": LICENSES.get(name)} for name, count in sources.items()},
         languages=languages,
         left_out={"counts": dict(dropped + rejected.counts), "examples": rejected.examples},
+        altered={"broken text": rejected.broken.broken} if config.broken_text == "replace" else {},
         config={key: value for key, value in asdict(config).items() if key != "output"},
     )
     content = json.dumps({**asdict(report), "output": "."}, indent=1, ensure_ascii=False)
@@ -183,19 +192,23 @@ def detect_language(text: str) -> str:
 
 
 class _Rejected:
-    """Counts invalid documents and keeps the first examples; raises instead when strict (but never for empty ones)."""
+    """Counts invalid documents and keeps the first examples; raises instead when strict, but never for empty ones, and
+    for those of broken text as `broken` says."""
 
-    def __init__(self, strict: bool) -> None:
-        self.strict = strict
+    def __init__(self, broken: TextCheck, strict: bool) -> None:
+        self.broken, self.strict = broken, strict
         self.counts: Counter[str] = Counter()
         self.examples: list[str] = []
 
-    def __call__(self, problem: InvalidDocumentError) -> None:
-        if self.strict and problem.kind != "empty":
+    def __call__(self, problem: InvalidDocumentError) -> bool:
+        mended = problem.kind == "utf8" and self.broken(problem)
+        if self.strict and problem.kind not in ("empty", "utf8"):
             raise InvalidDocumentError(problem.where, problem.kind, f"{problem.detail}; --on_invalid skip goes past it")
-        self.counts[f"invalid documents ({problem.kind})"] += 1
+        if not mended:
+            self.counts[f"invalid documents ({problem.kind})"] += 1
         if len(self.examples) < EXAMPLES_KEPT:
             self.examples.append(str(problem))
+        return mended
 
 
 def _split(text: str, config: SampleConfig) -> str:
@@ -235,7 +248,7 @@ def _text_bytes(document: Document) -> int:
 
 def _source_documents(config: SampleConfig, on_invalid: OnInvalid, dropped: Counter[str]) -> Iterator[Document]:
     for source in config.source:
-        if Path(source).exists() or source.endswith(SUFFIXES) or source.startswith(("/", "./", "../")):
+        if looks_local(source):
             documents = _local_documents(source, config, on_invalid)
         else:
             documents = _hub_documents(source, config, on_invalid)

@@ -14,6 +14,7 @@ from data_pipeline.errors import SourceError
 from data_pipeline.keyed_split import is_held_out
 from data_pipeline.labels import LabelRules
 from data_pipeline.word_lists import read_words
+from tokenizer.broken_text import BrokenText
 from tokenizer.characters import read_charset
 
 
@@ -22,7 +23,7 @@ class SampleWordsConfig:
     """What `python -m data_pipeline sample-words` makes."""
 
     words: list[str]
-    """Word lists (.txt, .tsv, also .gz; one word a line) or texts (.jsonl, .parquet, ...) whose words are taken."""
+    """Word lists (.txt, .tsv, also packed; one word a line) or texts (.jsonl, .parquet, ...) whose words are taken."""
     output: str
     """Folder for train.txt and valid.txt; these two are replaced."""
     charset: str = "36"
@@ -35,6 +36,9 @@ class SampleWordsConfig:
     """Share of the words that is held out."""
     seed: int = 0
     """Key of the hash that splits."""
+    broken_text: BrokenText = "skip"
+    """Lines and documents of broken text (not UTF-8, half a surrogate pair): skip them, counted, an error above 1 % of
+    all; replace what is broken by U+FFFD, counted; or refuse the first one."""
 
     def __post_init__(self) -> None:
         if not self.words:
@@ -54,7 +58,8 @@ def sample_words(config: SampleWordsConfig) -> str:
         SourceError: a file is missing, or one of the two lists would be empty.
         CharsetError: there is no such charset.
     """
-    found, report = read_words(config.words, LabelRules.for_charset(read_charset(config.charset)))
+    rules = LabelRules.for_charset(read_charset(config.charset))
+    found, report = read_words(config.words, rules, broken_text=config.broken_text)
     words = [word for word in found if config.shortest <= len(word) <= config.longest]
     lists: dict[str, list[str]] = {"train": [], "valid": []}
     for word in words:

@@ -31,6 +31,7 @@ from data_pipeline.word_lists import read_words
 from data_pipeline.word_photographs import read_photographs
 from data_pipeline.word_source import to_array
 from data_pipeline.word_stores import LmdbWriter
+from tokenizer.broken_text import BrokenText
 from tokenizer.characters import CharacterTokenizer, read_charset
 from tokenizer.processes import available_cores, end_with_parent
 
@@ -43,7 +44,7 @@ class SynthConfig:
     """Which words are drawn, and how."""
 
     words: list[str]
-    """Word lists (.txt, .tsv, also .gz; one word a line) or texts (.jsonl, .parquet, ...) whose words are taken."""
+    """Word lists (.txt, .tsv, also packed; one word a line) or texts (.jsonl, .parquet, ...) whose words are taken."""
     size: int
     """Images. The first n of a larger set are the same n images."""
     seed: int = 0
@@ -62,6 +63,9 @@ class SynthConfig:
     """Image files, folders of them, or .parquet files with a column `image`, for backgrounds."""
     look: Look = field(default_factory=Look)
     """How strongly words are changed."""
+    broken_text: BrokenText = "skip"
+    """Lines and documents of broken text (not UTF-8, half a surrogate pair): skip them, counted, an error above 1 % of
+    all; replace what is broken by U+FFFD, counted; or refuse the first one."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -115,7 +119,7 @@ class WordPainter:
             raise SourceError("synthetic.words is empty: name at least one word list, or texts to take words from")
         self.config, self.charset = config, charset
         rules = LabelRules.for_charset(charset, config.longest)
-        words, self.report = read_words(config.words, rules)
+        words, self.report = read_words(config.words, rules, broken_text=config.broken_text)
         self.words = [word for word in words if len(word) >= config.shortest]
         self._drawn_digits = [character for character in "0123456789" if character in charset]
         self.fonts = Fonts(find_fonts(config.fonts))
@@ -196,7 +200,8 @@ class SynthWords:
 
     def identity(self) -> dict[str, Any]:
         """What the samples depend on."""
-        settings = {name: value for name, value in asdict(self.config).items() if name not in ("fonts", "photographs")}
+        elsewhere = ("fonts", "photographs", "broken_text")  # what they led to is in `content`
+        settings = {name: value for name, value in asdict(self.config).items() if name not in elsewhere}
         return {
             "kind": "synthetic words",
             "content": self.painter.content,

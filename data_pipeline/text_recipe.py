@@ -1,4 +1,4 @@
-"""Text for `prepare`: a document is bos + its tokens + eos.
+"""Text for `prepare`: a document is bos + its tokens + eos (without a bos token: eos + its tokens + eos).
 
 Cost: the encoder's (tokenizer/encoder.py), plus a few per cent to turn its lists into an array. A special token that is
 spelled out in a text stays text: no document can contain the end of a document.
@@ -17,6 +17,7 @@ from data_pipeline.parts import Plan, make_plan
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.read_part import ReadPart
 from data_pipeline.recipe import Encode
+from tokenizer.document_tokens import document_tokens
 from tokenizer.encoder import open_encoder
 
 DOCUMENT_OVERHEAD = 2**9
@@ -58,9 +59,10 @@ class TextRecipe:
 
         self.config = config
         self.tokenizer = load_tokenizer(config.tokenizer)
-        for name in ("bos_token", "eos_token"):
-            if getattr(self.tokenizer, f"{name}_id") is None:
-                raise PrepareError(f"{config.tokenizer}: the tokenizer has no {name}, which every document needs")
+        try:
+            self.first, self.last = document_tokens(self.tokenizer, config.tokenizer)
+        except ValueError as error:
+            raise PrepareError(str(error)) from None
 
     def plan(self) -> Plan:
         """The parts of `make_plan`, its inputs completed by the tokenizer's identity."""
@@ -70,8 +72,8 @@ class TextRecipe:
         facts = {
             "hash": tokenizer_hash(self.tokenizer),
             "vocab_size": len(self.tokenizer),
-            "bos_token_id": self.tokenizer.bos_token_id,
-            "eos_token_id": self.tokenizer.eos_token_id,
+            "bos_token_id": self.first,
+            "eos_token_id": self.last,
         }
         return Plan(plan.parts, {**plan.inputs, "tokenizer": facts})
 
@@ -81,11 +83,11 @@ class TextRecipe:
 
     def reader(self, workspace: str) -> PipelineStep:
         """Reads documents."""
-        return ReadPart(workspace, self.config.text_field, self.config.split)
+        return ReadPart(workspace, self.config.text_field, self.config.split, self.config.broken_text)
 
     def encoding(self) -> TextEncoding:
         """Tokens between bos and eos."""
-        return TextEncoding(self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return TextEncoding(self.first, self.last)
 
 
 def copy_tokenizer(source: str, target: Path) -> None:

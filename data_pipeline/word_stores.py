@@ -2,14 +2,14 @@
 
     LMDB      num-samples, image-%09d, label-%09d, counted from 1: the layout of every scene-text toolkit
     Parquet   a column `image` (bytes, or {bytes, path}) and a column `text` (or `label`)
-    folder    a label file (labels.txt, gt.txt, labels.tsv) of `file<TAB>label`, or labels.csv of `file,label`
+    folder    a label file (labels.txt, gt.txt, labels.tsv) of `file<TAB>label`, or labels.csv of `file,label`: see
+              label_files.py
 
 A folder that holds none of these itself, but folders or Parquet files that do, is their concatenation.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import shutil
@@ -21,9 +21,11 @@ import lmdb
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import SourceError
-from tokenizer.image_stores import ConcatenatedImages, FileImages, ImageStore, ParquetImages
-
-LABEL_FILES = ("labels.txt", "gt.txt", "labels.tsv", "labels.csv")
+from data_pipeline.label_files import LABEL_FILES, find_label_file, read_label_file
+from tokenizer.broken_text import explain_broken
+from tokenizer.documents import plain_value
+from tokenizer.folder_files import EXAMPLES, check_link, find_files, readable, tell
+from tokenizer.image_stores import SUFFIXES, ConcatenatedImages, FileImages, ImageStore, ParquetImages
 
 
 class WordStore(ImageStore, Protocol):
@@ -48,7 +50,9 @@ def open_words(path: str | Path) -> WordStore:
         return ParquetWords(path)
     if (path / "data.mdb").is_file():
         return LmdbWords(path)
-    return FolderWords(next(path / name for name in LABEL_FILES if (path / name).is_file()))
+    label_file = find_label_file(path)
+    assert label_file is not None  # find_stores has seen it
+    return FolderWords(label_file)
 
 
 def find_stores(path: Path) -> list[Path]:
@@ -58,13 +62,16 @@ def find_stores(path: Path) -> list[Path]:
         SourceError: a file of another kind, or a folder with nothing in it.
         FileNotFoundError: there is nothing.
     """
+    check_link(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder of word images")
-    if path.is_file() and path.suffix != ".parquet":
+    if path.is_file() and path.suffix.lower() != ".parquet":
         raise SourceError(f"{path}: word images come as .parquet, or as a folder (LMDB, or with a label file)")
-    if path.is_file() or any((path / name).is_file() for name in ("data.mdb", *LABEL_FILES)):
+    if path.is_file() or (path / "data.mdb").is_file() or find_label_file(path) is not None:
         return [path]
-    inner = sorted({*path.glob("*.parquet"), *(entry for entry in path.iterdir() if entry.is_dir())})
+    found = find_files(path, (".parquet",), deep=False)
+    inner = sorted([*found.files, *found.folders])
+    found.use((".parquet",))
     if not inner:
         raise SourceError(f"{path}: holds neither data.mdb nor {', '.join(LABEL_FILES)} nor .parquet files")
     return inner
@@ -160,10 +167,13 @@ class ParquetWords(ParquetImages):
         text = next((name for name in ("text", "label") if name in names), None)
         if text is None:
             raise SourceError(f"{path}: needs columns 'image' and 'text' (or 'label'), has {', '.join(names)}")
-        labels = pq.read_table(path, columns=[text]).column(text).to_pylist()
+        labels = [plain_value(label) for label in pq.read_table(path, columns=[text]).column(text)]
         missing = next((row for row, label in enumerate(labels) if not isinstance(label, str)), None)
         if missing is not None:
             raise SourceError(f"{path}: row {missing}: '{text}' is {labels[missing]!r}, not a text")
+        for row, label in enumerate(labels):
+            if (problem := explain_broken(label)) is not None:
+                raise SourceError(f"{path}: row {row}: '{text}' is {problem}")
         self.labels: Sequence[str] = labels
 
 
@@ -171,34 +181,14 @@ class FolderWords(FileImages):
     """Image files beside a label file; no name may lead out of the folder."""
 
     def __init__(self, label_file: Path) -> None:
+        labelled = read_label_file(label_file)
+        super().__init__([entry.file for entry in labelled])
         self.folder = label_file.parent
-        root = self.folder.resolve()
-        separator = "," if label_file.suffix == ".csv" else "\t"
-        files: list[Path] = []
-        labels: list[str] = []
-        with label_file.open(encoding="utf-8-sig", newline="") as lines:
-            # Quotes mean something in .csv files only.
-            table = csv.reader(lines) if separator == "," else (line.rstrip("\r\n").split("\t") for line in lines)
-            try:
-                for number, fields in enumerate(table, start=1):
-                    if not any(fields):
-                        continue
-                    if len(fields) != 2:
-                        raise SourceError(
-                            f"{label_file}, line {number}: expected file and label separated by {separator!r}, found"
-                            f" {len(fields)} fields"
-                        )
-                    file = (root / fields[0]).resolve()
-                    if not file.is_relative_to(root):
-                        raise SourceError(f"{label_file}, line {number}: {fields[0]} lies outside of the folder")
-                    if not file.is_file():
-                        raise SourceError(f"{label_file}, line {number}: {fields[0]} is not there")
-                    files.append(file)
-                    labels.append(fields[1])
-            except UnicodeDecodeError as error:
-                raise SourceError(f"{label_file}: not UTF-8 at byte {error.start}") from None
-        super().__init__(files)
-        self.labels: Sequence[str] = labels
+        self.labels: Sequence[str] = [entry.label for entry in labelled]
+        named = {entry.file.resolve() for entry in labelled}
+        if others := [file for file in find_files(self.folder, SUFFIXES).files if file.resolve() not in named]:
+            shown = ", ".join(readable(file.relative_to(self.folder)) for file in others[:EXAMPLES])
+            tell(f"{readable(label_file)}: names {len(named):,} images; {len(others):,} more are not used ({shown})")
 
 
 class ConcatenatedWords(ConcatenatedImages):

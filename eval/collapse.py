@@ -27,6 +27,7 @@ from tqdm import tqdm
 from eval.commands import CollapseOptions
 from eval.loading import LoadedModel, load_model
 from eval.text_files import read_texts
+from tokenizer.broken_text import BrokenText
 
 FREQUENT_TOKENS = 5
 SHORTEST_SEQUENCE = 16
@@ -158,9 +159,12 @@ def sequences(texts: Iterable[str], tokenizer: Any, length: int, tokens: int) ->
     """Token sequences of at most ``length`` with ``tokens`` positions in all, first positions not counted.
 
     First the beginnings of all documents, then their continuations; every sequence starts with the beginning-of-text
-    token if there is one. Raises `CollapseError` when the text is too short.
+    token, or without one with eos, as documents do in training (tokenizer/document_tokens.py).
+
+    Raises `CollapseError` when the text is too short.
     """
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    opening = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    start = [] if opening is None else [opening]
     body = length - len(start)
     documents: list[list[int]] = []
     chosen: list[list[int]] = []
@@ -260,7 +264,9 @@ def frequent_token_scatter(
 
 def measure(loaded: LoadedModel, texts: Sequence[Path], options: CollapseOptions) -> dict[str, Any]:
     """One model's entry of collapse.json."""
-    chosen = sequences(interleaved(texts), loaded.tokenizer, options.sequence_length, options.tokens)
+    chosen = sequences(
+        interleaved(texts, options.broken_text), loaded.tokenizer, options.sequence_length, options.tokens
+    )
     layers = measure_collapse(loaded.model, chosen, options.threshold, options.batch_size)
     return {
         "model": loaded.source,
@@ -274,9 +280,9 @@ def measure(loaded: LoadedModel, texts: Sequence[Path], options: CollapseOptions
     }
 
 
-def interleaved(paths: Sequence[Path]) -> Iterator[str]:
+def interleaved(paths: Sequence[Path], broken_text: BrokenText = "skip") -> Iterator[str]:
     """Documents of several files in turn, so that every file (language) has its share."""
-    for texts in zip_longest(*(read_texts(path) for path in paths)):
+    for texts in zip_longest(*(read_texts(path, broken_text) for path in paths)):
         yield from (text for text in texts if text is not None)
 
 
@@ -305,7 +311,9 @@ def run(options: CollapseOptions) -> None:
         loaded = load_model(path, options.device)
         results[name] = measure(loaded, texts, options)
         if options.scatter_layers:
-            chosen = sequences(interleaved(texts), loaded.tokenizer, options.sequence_length, options.tokens)
+            chosen = sequences(
+                interleaved(texts, options.broken_text), loaded.tokenizer, options.sequence_length, options.tokens
+            )
             points = frequent_token_scatter(loaded.model, chosen, options.scatter_layers, options.batch_size)
             save_scatter_plot(points, results[name]["layers"], loaded.tokenizer, output / f"scatter_{name}.png")
         print(table(name, results[name]))

@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tokenizer.broken_text import BrokenText
+
 
 def at_least(options: object, smallest: int, *names: str) -> None:
     """Raises ValueError for the first of the options `names` that is given and below `smallest`."""
@@ -79,7 +81,8 @@ class HeldOutOptions:
     """Makes lm-eval tasks from held-out text: bits per byte per language, and choosing the true continuation."""
 
     data: str
-    """Folder with SPLIT.LANGUAGE.jsonl(.gz) files, such as `python -m data_pipeline sample` writes."""
+    """Folder with SPLIT.LANGUAGE.jsonl files, such as `python -m data_pipeline sample` writes (also .json, .txt,
+    .parquet, packed or not), or one file."""
     output: str
     """Folder for the YAML tasks and their data; give it to lm-eval as --include_path."""
     split: str = "valid"
@@ -92,6 +95,9 @@ class HeldOutOptions:
     """Continuation questions per language."""
     seed: int = 1234
     """Seeds the choice of documents, passages and distractors."""
+    broken_text: BrokenText = "skip"
+    """Documents of broken text (not UTF-8, half a surrogate pair): skip them, counted, an error above 1 % of all;
+    replace what is broken by U+FFFD, counted; or refuse the first one."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "documents", "items")
@@ -117,7 +123,7 @@ class CollapseOptions:
     model: list[str]
     """One or more models (see `lm`); NAME=PATH gives a model its name in the plots."""
     text: list[str]
-    """Held-out .jsonl(.gz) or .txt(.gz) files; documents are taken from them in turn."""
+    """Held-out files (.jsonl, .json, .txt, each also .gz, .bz2, .xz, .zst; .parquet); documents are taken in turn."""
     output: str
     """Folder for collapse.json and the plots."""
     tokens: int = 10_000
@@ -132,6 +138,9 @@ class CollapseOptions:
     """Also plot the five most frequent tokens in the first three components of these layers."""
     device: str | None = None
     """Torch device; None takes the accelerator if there is one."""
+    broken_text: BrokenText = "skip"
+    """Documents of broken text (not UTF-8, half a surrogate pair): skip them, counted, an error above 1 % of all;
+    replace what is broken by U+FFFD, counted; or refuse the first one."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "tokens", "sequence_length", "batch_size")

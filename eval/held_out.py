@@ -20,6 +20,9 @@ import yaml
 
 from eval.commands import HeldOutOptions
 from eval.text_files import read_texts
+from tokenizer.broken_text import BrokenText
+from tokenizer.documents import SUFFIXES
+from tokenizer.folder_files import find_files
 
 CHOICES = 4
 # Characters of passage and continuation; a Chinese character carries about what three Latin letters do.
@@ -30,11 +33,18 @@ class HeldOutError(ValueError):
     """The folder has no held-out text, or too little."""
 
 
-def find_documents(data: Path, split: str) -> dict[str, list[str]]:
-    """Texts by language from ``data/SPLIT.LANGUAGE.jsonl(.gz)``. Raises `HeldOutError` if there are none."""
+def find_documents(data: Path, split: str, broken_text: BrokenText = "skip") -> dict[str, list[str]]:
+    """Texts by language from the files ``SPLIT.LANGUAGE.*`` of a folder that can be read, or from the file ``data``,
+    whose language is its name. Raises `HeldOutError` if there are none."""
     found: dict[str, list[str]] = {}
-    for path in sorted([*data.glob(f"{split}.*.jsonl"), *data.glob(f"{split}.*.jsonl.gz")]):
-        found.setdefault(path.name.split(".")[1], []).extend(read_texts(path))
+    if data.is_dir():
+        files = find_files(data, SUFFIXES, deep=False).files
+        parts = {path: path.name.split(".") for path in files if path.name.startswith(f"{split}.")}
+        named = {path: names[1] for path, names in parts.items() if len(names) > 2}
+    else:
+        named = {data: data.name.split(".")[0]}
+    for path, language in named.items():
+        found.setdefault(language, []).extend(read_texts(path, broken_text))
     if not any(found.values()):
         raise HeldOutError(f"{data}: no documents in {split}.LANGUAGE.jsonl files; is this the folder `sample` wrote?")
     return {language: texts for language, texts in sorted(found.items()) if texts}
@@ -92,7 +102,7 @@ def make_tasks(options: HeldOutOptions) -> list[str]:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     names, questions = [], []
-    for language, texts in find_documents(Path(options.data), options.split).items():
+    for language, texts in find_documents(Path(options.data), options.split, options.broken_text).items():
         rng = random.Random(f"{options.seed}/{language}")
         chosen = rng.sample(texts, min(options.documents, len(texts)))
         name = f"held_out_bpb_{language}"

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tokenizer.text_streams import open_lines
+
 CHARSETS = {
     "36": string.digits + string.ascii_lowercase,
     "62": string.digits + string.ascii_letters,
@@ -30,10 +32,13 @@ class CharsetError(ValueError):
 
 
 def read_charset(name: str) -> str:
-    """The characters of a named charset (36, 62, 94), or of a UTF-8 text file: all but white space, in its order.
+    """The characters of a named charset (36, 62, 94), or of a UTF-8 text file, in its order.
+
+    Line ends separate, so a file may have a character a line or all in one. A space is a character like any other:
+    words are then read with the spaces between them.
 
     Raises:
-        CharsetError: neither, not UTF-8, no characters, or one of them twice.
+        CharsetError: neither, not UTF-8, no characters, one of them twice, or white space that is no plain space.
     """
     if name in CHARSETS:
         return CHARSETS[name]
@@ -41,20 +46,25 @@ def read_charset(name: str) -> str:
     if not path.is_file():
         raise CharsetError(f"charset {name!r}: neither one of {', '.join(CHARSETS)} nor a text file")
     try:
-        characters = "".join(path.read_text(encoding="utf-8").split())
+        with open_lines(path) as lines:
+            characters = b"".join(line.rstrip(b"\r\n") for line in lines).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CharsetError(f"charset {path}: not UTF-8 at byte {error.start}") from None
+    except (ValueError, OSError) as error:
+        raise CharsetError(f"charset {error}") from None
     return check_charset(characters, str(path))
 
 
 def check_charset(characters: str, where: str) -> str:
-    """The same characters. Raises `CharsetError` when there are none, white space among them, or one of them twice."""
+    """The same characters. Raises `CharsetError` when there are none, one of them twice, or white space among them that
+    is no plain space: labels hold no other (data_pipeline/labels.py)."""
     if not characters:
         raise CharsetError(f"charset {where}: holds no characters")
     seen: set[str] = set()
     for character in characters:
-        if character.isspace() or character in seen:
-            kind = "white space" if character.isspace() else "there twice"
+        white = character != " " and (character.isspace() or character == "\ufeff")
+        if white or character in seen:
+            kind = "white space, and of that only the plain space can be read" if white else "there twice"
             raise CharsetError(f"charset {where}: {character!r} (U+{ord(character):04X}) is {kind}; remove it")
         seen.add(character)
     return characters

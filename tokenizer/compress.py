@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
+from tokenizer.broken_text import TextCheck
 from tokenizer.compress_config import CompressConfig
 from tokenizer.compress_plots import plot_fit, plot_kept
 from tokenizer.compress_report import CompressReport, LostPiece, PieceCount
+from tokenizer.corpus import corpus_texts
 from tokenizer.counting import CountingError, Counts, count_shards, count_texts, is_shard_directory, shard_texts
-from tokenizer.documents import list_files, read_documents, refuse_unless_empty
 from tokenizer.fingerprint import tokenizer_hash
 from tokenizer.inspection import (
     TextFit,
@@ -134,8 +134,8 @@ def count_corpus(config: CompressConfig, donor: SliceableTokenizer, donor_hash: 
     for directory in shards:
         total += count_shards(directory, donor_hash, len(donor.names))
     if texts:
-        files = list_files(texts)
-        total += count_texts(_progressing(files, config.text_field), donor, folder, config.workers or available_cores())
+        read = corpus_texts(texts, config.text_field, TextCheck(config.broken_text), progress="count")
+        total += count_texts(read, donor, folder, config.workers or available_cores())
     if not total.per_id.sum():
         raise CountingError(f"{', '.join(config.corpus)}: no text to count")
     return total
@@ -153,31 +153,17 @@ def _split_corpus(entries: Sequence[str]) -> tuple[list[Path], list[str]]:
     return shards, [entry for entry in entries if not is_shard_directory(Path(entry))]
 
 
-def _progressing(files: Sequence[Path], text_field: str) -> Iterator[str]:
-    """The texts of all files, under a progress bar of stored bytes."""
-    with tqdm(total=sum(file.stat().st_size for file in files), unit="B", unit_scale=True, desc="count") as bar:
-        done = 0
-        for file in files:
-            for document in read_documents(file, text_field, refuse_unless_empty):
-                bar.update(done + document.consumed - bar.n)
-                yield document.text
-            done += file.stat().st_size
-            bar.update(done - bar.n)
-
-
 def _samples(config: CompressConfig, donor: SliceableTokenizer) -> dict[str, list[str]]:
     """Texts by label as the user named them, or a sample of the corpus by script."""
     if config.sample:
-        return labelled_samples(config.sample, config.text_field, config.sample_bytes, config.seed)
+        return labelled_samples(config.sample, config.text_field, config.sample_bytes, config.seed, config.broken_text)
     shards, texts = _split_corpus(config.corpus)
     budget = SCRIPTS_SAMPLED * config.sample_bytes
 
     def everything() -> Iterator[str]:
         for directory in shards:
             yield from shard_texts(directory, donor.backend, budget)
-        for file in list_files(texts):
-            for document in read_documents(file, config.text_field, refuse_unless_empty):
-                yield document.text
+        yield from corpus_texts(texts, config.text_field, TextCheck(config.broken_text))
 
     samples: dict[str, list[str]] = {}
     sizes: Counter[str] = Counter()

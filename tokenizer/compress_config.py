@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tokenizer.broken_text import BrokenText
 from tokenizer.inspection import check_labels
 from tokenizer.selection import ModelShape
 
@@ -15,8 +16,9 @@ class CompressConfig:
     """SentencePiece model (BPE or unigram), tokenizer.json with a BPE model, a directory with one of them, a GGUF file
     or a directory with one, or a hub id."""
     corpus: list[str]
-    """Files or directories (.jsonl, .txt, both also .gz and .zst, .parquet) whose tokens are counted; or directories of
-    token shards that `python -m data_pipeline prepare` made with this tokenizer, which need no encoding."""
+    """Files or directories (.jsonl, .json, .txt, each also .gz, .bz2, .xz, .zst; .parquet) whose tokens are counted; or
+    directories of token shards that `python -m data_pipeline prepare` made with this tokenizer and that need no
+    encoding."""
     vocab_size: int | Literal["auto"]
     """Pieces to keep. auto: the smallest number that covers more than 90 % of the corpus's tokens, if embedding and
     head are then less than 20 % of the model given by --width, --layers, --intermediate_size and --tied."""
@@ -49,7 +51,10 @@ class CompressConfig:
     seed: int = 0
     """Chooses the sample."""
     text_field: str = "text"
-    """Field or column that holds the text."""
+    """Field or column that holds the text, also a nested one (`meta.text`)."""
+    broken_text: BrokenText = "skip"
+    """Documents of broken text (not UTF-8, half a surrogate pair): skip them, counted, an error above 1 % of all;
+    replace what is broken by U+FFFD, counted; or refuse the first one."""
 
     def __post_init__(self) -> None:
         if not self.corpus:

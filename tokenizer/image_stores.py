@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tokenizer.folder_files import UnusedFilesError, check_link, find_files, readable
 from tokenizer.images import ImageError, decode_image, resize_and_crop
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Of image files, in any case."""
 
 
 class ImageStore(Protocol):
@@ -43,11 +48,11 @@ def open_images(paths: str | Path | Sequence[str | Path], column: str = "image")
     """Opens files and folders, one after the other.
 
     Args:
-        paths: image files, folders of them (not of folders in them) and .parquet files.
+        paths: image files, folders of them, at any depth (see folder_files.py), and .parquet files.
         column: of a Parquet file: bytes, or the hub's {bytes, path}.
 
     Raises:
-        ImageError: an entry is missing or holds no image; names it.
+        ImageError: an entry is missing or holds no image, or much of a folder is no image; names it.
     """
     entries = [paths] if isinstance(paths, (str, Path)) else list(paths)
     stores = [_open(Path(entry), column) for entry in entries]
@@ -60,11 +65,25 @@ def open_images(paths: str | Path | Sequence[str | Path], column: str = "image")
 
 
 def _open(path: Path, column: str) -> ImageStore:
-    if path.is_dir():
-        return FileImages(sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES))
+    try:
+        check_link(path)
+        if path.is_dir():
+            found = find_files(path, (*SUFFIXES, ".parquet"))
+            return _of_files(found.use((*SUFFIXES, ".parquet")), column)
+    except (FileNotFoundError, UnusedFilesError) as error:
+        raise ImageError(str(error)) from None
     if not path.is_file():
-        raise ImageError(f"{path}: no such file or folder of images")
-    return ParquetImages(path, column) if path.suffix == ".parquet" else FileImages([path])
+        raise ImageError(f"{readable(path)}: no such file or folder of images")
+    return _of_files([path], column)
+
+
+def _of_files(files: Sequence[Path], column: str) -> ImageStore:
+    """Image files and Parquet files, in the order given."""
+    stores: list[ImageStore] = []
+    for is_table, group in groupby(files, lambda file: file.suffix.lower() == ".parquet"):
+        together = list(group)
+        stores += [ParquetImages(file, column) for file in together] if is_table else [FileImages(together)]
+    return ConcatenatedImages(stores) if len(stores) > 1 else stores[0] if stores else FileImages([])
 
 
 def sizes_hash(store: ImageStore) -> str:
@@ -99,7 +118,7 @@ class FileImages:
         return len(self._files)
 
     def name(self, index: int) -> str:
-        return str(self._files[index])
+        return readable(self._files[index])
 
     def image(self, index: int) -> bytes:
         return self._files[index].read_bytes()

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenizer.broken_text import BrokenText, TextCheck
 from tokenizer.convert import SPACE
-from tokenizer.documents import list_files, read_documents, refuse_unless_empty
+from tokenizer.corpus import corpus_texts
 from tokenizer.fingerprint import tokenizer_hash
 from tokenizer.inspection_plot import plot_coverage
 from tokenizer.load import load_tokenizer
@@ -61,6 +62,9 @@ class InspectConfig:
     """Chooses the sample."""
     text_field: str = "text"
     """Field or column that holds the text."""
+    broken_text: BrokenText = "skip"
+    """Documents of broken text (not UTF-8, half a surrogate pair): skip them, counted, an error above 1 % of all;
+    replace what is broken by U+FFFD, counted; or refuse the first one."""
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "sample_bytes"):
@@ -144,7 +148,7 @@ def inspect_tokenizer(config: InspectConfig) -> InspectReport:
     """
     tokenizer = load_tokenizer(config.tokenizer)
     kinds = kinds_of_tokens(tokenizer)
-    samples = labelled_samples(config.sample, config.text_field, config.sample_bytes, config.seed)
+    samples = labelled_samples(config.sample, config.text_field, config.sample_bytes, config.seed, config.broken_text)
     texts = {label: measure_fit(tokenizer, sampled, kinds) for label, sampled in samples.items()}
     report = InspectReport(
         tokenizer=config.tokenizer,
@@ -165,7 +169,9 @@ def inspect_tokenizer(config: InspectConfig) -> InspectReport:
     return report
 
 
-def labelled_samples(entries: Sequence[str], text_field: str, sample_bytes: int, seed: int) -> dict[str, list[str]]:
+def labelled_samples(
+    entries: Sequence[str], text_field: str, sample_bytes: int, seed: int, broken_text: BrokenText
+) -> dict[str, list[str]]:
     """A random sample of whole documents of each `label=PATH`, at most `sample_bytes` each.
 
     Raises:
@@ -174,12 +180,8 @@ def labelled_samples(entries: Sequence[str], text_field: str, sample_bytes: int,
     samples = {}
     for entry in entries:
         label, _, path = entry.partition("=")
-        documents = (
-            document.text
-            for file in list_files([path])
-            for document in read_documents(file, text_field, refuse_unless_empty)
-        )
-        samples[label] = sample_texts(documents, sample_bytes, seed).texts
+        texts = corpus_texts([path], text_field, TextCheck(broken_text))
+        samples[label] = sample_texts(texts, sample_bytes, seed).texts
     return samples
 
 

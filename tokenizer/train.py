@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Literal
 
 import sentencepiece
-from tqdm import tqdm
 
+from tokenizer.broken_text import BrokenText, TextCheck
 from tokenizer.convert import ESCAPES, LOSSLESS, to_backend, write_tokenizer
-from tokenizer.documents import InvalidDocumentError, list_files, read_documents, refuse_unless_empty
+from tokenizer.corpus import corpus_texts
 from tokenizer.model_proto import NORMAL, parse_model
 from tokenizer.sampling import Sample, sample_texts
 from tokenizer.symbols import SPECIAL_TOKENS, check_symbols, check_whole
@@ -45,7 +45,7 @@ class TrainConfig:
     """What `python -m tokenizer train` does."""
 
     input: list[str]
-    """Files or directories: .jsonl, .txt (both also .gz, .zst), .parquet."""
+    """Files or directories: .jsonl, .json, .txt (each also .gz, .bz2, .xz, .zst), .parquet."""
     output: str
     """Directory for tokenizer.model, tokenizer.json and tokenizer_config.json."""
     vocab_size: int = 8192
@@ -69,7 +69,10 @@ class TrainConfig:
     num_threads: int = 2
     """Threads; part of the configuration because rounding, and so a unigram model, depends on it."""
     text_field: str = "text"
-    """Field or column that holds the text."""
+    """Field or column that holds the text, also a nested one (`meta.text`)."""
+    broken_text: BrokenText = "skip"
+    """Documents of broken text (not UTF-8, half a surrogate pair): skip them, counted, an error above 1 % of all;
+    replace what is broken by U+FFFD, counted; or refuse the first one."""
 
     def __post_init__(self) -> None:
         if not self.input:
@@ -94,10 +97,13 @@ class TrainReport:
     seen_bytes: int
     empty_documents: int
     """Documents without text, which are passed over."""
+    broken_documents: int
+    """Documents of broken text, left out or mended as `broken_text` says."""
 
     def to_text(self) -> str:
         """Two lines for the terminal."""
         empty = f"; {self.empty_documents:,} empty documents" if self.empty_documents else ""
+        empty += f"; {self.broken_documents:,} documents of broken text" if self.broken_documents else ""
         return (
             f"{self.output}: {self.vocab_size:,} pieces\n  trained on {self.sample_documents:,} of "
             f"{self.seen_documents:,} documents, {self.sample_bytes:,} of {self.seen_bytes:,} bytes{empty}"
@@ -113,8 +119,9 @@ def train_tokenizer(config: TrainConfig) -> TrainReport:
         VocabularySizeError: the sample has too few distinct pieces, or more required characters than `vocab_size`.
         ValueError: the inputs hold no text, a file is damaged, or a symbol cannot be kept whole.
     """
-    empty: list[str] = []
-    sample = sample_texts(_input_texts(config, empty), config.sample_bytes, config.seed)
+    check = TextCheck(config.broken_text)
+    texts = corpus_texts(config.input, config.text_field, check, progress="sample")
+    sample = sample_texts(texts, config.sample_bytes, config.seed)
     if not sample.texts:
         raise ValueError(f"{', '.join(config.input)}: no text to train on")
     model = train_model(sample.texts, config)
@@ -127,7 +134,8 @@ def train_tokenizer(config: TrainConfig) -> TrainReport:
         sample_bytes=sample.bytes,
         seen_documents=sample.seen_documents,
         seen_bytes=sample.seen_bytes,
-        empty_documents=len(empty),
+        empty_documents=check.empty,
+        broken_documents=check.broken,
     )
 
 
@@ -173,24 +181,6 @@ def train_model(texts: Sequence[str], config: TrainConfig) -> bytes:
         except RuntimeError as error:
             raise _explained(str(error), config) from error
     return _finished(writer.getvalue(), config)
-
-
-def _input_texts(config: TrainConfig, empty: list[str]) -> Iterator[str]:
-    """Texts of all inputs; the places of documents without text go to `empty`, any other problem is an error."""
-
-    def count_empty(problem: InvalidDocumentError) -> None:
-        refuse_unless_empty(problem)
-        empty.append(problem.where)
-
-    files = list_files(config.input)
-    with tqdm(total=sum(file.stat().st_size for file in files), unit="B", unit_scale=True, desc="sample") as bar:
-        done = 0
-        for file in files:
-            for document in read_documents(file, config.text_field, count_empty):
-                bar.update(done + document.consumed - bar.n)
-                yield document.text
-            done += file.stat().st_size
-            bar.update(done - bar.n)
 
 
 def training_lines(texts: Sequence[str]) -> Iterator[str]:

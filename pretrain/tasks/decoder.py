@@ -243,7 +243,10 @@ class DecoderTask(Task):
         return identity
 
     def replay_description(self) -> dict[str, Any]:
-        return {"shards": [str(Path(directory).resolve()) for directory in self.train]}
+        return {
+            "shards": [str(Path(directory).resolve()) for directory in self.train],
+            "contents": [source.meta.content for source in self._train_sources],
+        }
 
     def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
         rows = {

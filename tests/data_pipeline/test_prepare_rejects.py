@@ -134,7 +134,7 @@ def test_input_that_cannot_be_read_at_all(attempt, tokenizer_directory: Path, tm
         (["owner/name"], {}, "owner/name: no file or directory of this name, and not readable as a data set"),
         ([good, good], {}, "good.jsonl: given twice in `input`"),
         ([good], {"tokenizer": str(tmp_path / "no_tokenizer")}, "no_tokenizer: no such file or directory"),
-        ([good], {"tokenizer": str(bare)}, "bare: the tokenizer has no bos_token, which every document needs"),
+        ([good], {"tokenizer": str(bare)}, "bare: the tokenizer has no eos_token, with which every document ends"),
         ([], {}, "input: name at least one file"),
         ([good], {"workers": -1}, "workers: expected 0 or more, found -1"),
         ([good], {"reject_threshold": 1.5}, "reject_threshold: expected a share from 0 to 1, found 1.5"),

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from data_pipeline import Loader, Mixture, Order, PrepareConfig, TokenSource, collate_tokens, prepare
 from data_pipeline.__main__ import main
 from data_pipeline.errors import DataError
+from data_pipeline.meta import Meta
 from data_pipeline.replay import ReplayConfig, replay
 from data_pipeline.round_order import RoundsOrder, Selection, selection_path
 
@@ -107,3 +108,81 @@ def test_later_rounds_replay_the_chosen_batches_and_refuse_others(run: Path) -> 
     selection.write_bytes(Selection(2, 8, "batch", np.array([1, 4, 5])).to_bytes())
     with pytest.raises(DataError, match=r"the selections in .*rounds are not those of the run: rounds\[0\]\.units"):
         texts(8)
+
+
+@pytest.fixture
+def described(run: Path) -> Path:
+    """The same run, as it is written today: with what its shards hold."""
+    content = json.loads((run / "order.json").read_text())
+    content["contents"] = [Meta.load(directory).content for directory in content["shards"]]
+    (run / "order.json").write_text(json.dumps(content))
+    return run
+
+
+def batch(path: Path, *shards: Path) -> list[str]:
+    return [document.text for document in replay(ReplayConfig(str(path), 7, shards=list(map(str, shards))))]
+
+
+def test_shards_that_moved_are_found_by_what_they_hold(corpus, tokenizer_directory, described, tmp_path) -> None:
+    content = json.loads((described / "order.json").read_text())
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(corpus.read_bytes().replace(b"beginning", b"beginninG"))
+    (tmp_path / "two").rename(tmp_path / "old")
+    prepare(PrepareConfig([str(other)], str(tmp_path / "two"), str(tokenizer_directory), workers=1))
+    content["contents"][1] = Meta.load(tmp_path / "two").content
+    content["sizes"][1] = len(TokenSource(tmp_path / "two", 64))
+    (described / "order.json").write_text(json.dumps(content))
+    expected = batch(described)
+
+    (tmp_path / "store").mkdir()
+    for number, name in enumerate(("two", "one")):  # the names say nothing
+        (tmp_path / name).rename(tmp_path / "store" / f"x{number}")
+    with pytest.raises(DataError, match=r"one: the run's shards are not there any more; say where .* --shards"):
+        batch(described)
+    assert batch(described, tmp_path / "store") == expected
+    assert batch(described, tmp_path / "store" / "x0", tmp_path / "store" / "x1") == expected
+    with pytest.raises(DataError, match="nowhere: no such directory"):
+        batch(described, tmp_path / "nowhere")
+    # Moved together with the run, under their old names.
+    (tmp_path / "away").mkdir()
+    (tmp_path / "store" / "x0").rename(tmp_path / "away" / "two")
+    (tmp_path / "store" / "x1").rename(tmp_path / "away" / "one")
+    described.rename(tmp_path / "away" / "run")
+    assert batch(tmp_path / "away" / "run") == expected
+    # Written again since, from other text.
+    (tmp_path / "away" / "one").rename(tmp_path / "away" / "first")
+    (tmp_path / "away" / "two").rename(tmp_path / "one")
+    with pytest.raises(DataError, match="one: not the shards of the run; they were written again since"):
+        batch(tmp_path / "away" / "run")
+
+
+def test_runs_of_before_take_directories_in_order(run: Path, tmp_path: Path) -> None:
+    expected = batch(run)
+    (tmp_path / "one").rename(tmp_path / "first")
+    with pytest.raises(DataError, match=r"one: the run's shards are not there any more"):
+        batch(run)
+    assert batch(run, tmp_path / "first", tmp_path / "two") == expected
+    with pytest.raises(DataError, match="the run has 2 shard directories; name each of them, in order"):
+        batch(run, tmp_path)
+
+
+def test_a_tokenizer_without_bos_opens_documents_with_eos(
+    corpus: Path, tokenizer_directory: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from tokenizer.counting import count_shards
+
+    bare = tmp_path / "bare"
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(bare)
+    eos = tokenizer.eos_token_id
+    meta = prepare(PrepareConfig([str(corpus)], str(tmp_path / "shards"), str(bare), workers=1))
+    assert (meta.bos_token_id, meta.eos_token_id) == (eos, eos) and not meta.rejected
+    source = TokenSource(tmp_path / "shards", 32)
+    sample = source.sample(0)
+    [first] = np.flatnonzero(sample["position_ids"] == 0)[:1]
+    assert sample["input_ids"][first] == eos and sample["labels"][first] != -100
+    counts = count_shards(tmp_path / "shards", meta.tokenizer_hash, meta.vocab_size)
+    assert counts.per_id[eos] == 0 and counts.per_id.sum() == meta.tokens - 2 * meta.documents

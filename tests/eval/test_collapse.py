@@ -140,7 +140,7 @@ def test_files_take_turns(tmp_path):
 
 def test_text_errors_name_file_and_line(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"txt": "y"}\n')
-    with pytest.raises(TextFileError, match=r"a\.jsonl: record 2: the field 'text'"):
+    with pytest.raises(TextFileError, match=r"a\.jsonl:2: no field 'text'"):
         list(read_texts(tmp_path / "a.jsonl"))
     with pytest.raises(TextFileError, match="there is no such file"):
         list(read_texts(tmp_path / "b.jsonl"))

@@ -135,4 +135,4 @@ def test_errors_say_what_is_missing(tmp_path, capsys):
         find_documents(tmp_path, "valid")
     (tmp_path / "valid.en.jsonl").write_text('{"txt": "x"}\n')
     assert main(["held-out", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
-    assert "valid.en.jsonl: record 1: the field 'text'" in capsys.readouterr().err
+    assert "valid.en.jsonl:1: no field 'text'" in capsys.readouterr().err

@@ -38,9 +38,24 @@ def test_what_does_not_fit_is_named():
 
 def test_charsets_from_files(tmp_path):
     path = tmp_path / "charset.txt"
-    path.write_text("中国 人\nabc\n", encoding="utf-8")
-    assert read_charset(str(path)) == "中国人abc"
-    for content, message in ((b"", "no characters"), (b"aba", "'a'.*there twice"), (b"a\xff", "not UTF-8 at byte 1")):
+    for content, expected in (
+        ("中国人\nabc\n", "中国人abc"),
+        ("a\r\nb\r\n", "ab"),
+        ("\ufeffab\n", "ab"),
+        ("ab \n", "ab "),
+        ("a\n \nb", "a b"),
+    ):
+        path.write_bytes(content.encode())
+        assert read_charset(str(path)) == expected
+    for content, message in (
+        (b"a b c", "' '.*there twice"),
+        (b"a\tb", r"U\+0009.*only the plain space"),
+        ("a\u3000".encode(), r"U\+3000.*only the plain space"),
+        ("ab".encode("utf-16"), "UTF-16"),
+        (b"", "no characters"),
+        (b"aba", "'a'.*there twice"),
+        (b"a\xff", "not UTF-8 at byte 1"),
+    ):
         path.write_bytes(content)
         with pytest.raises(CharsetError, match=message):
             read_charset(str(path))
