@@ -153,17 +153,18 @@ def parse_count(text: str, name: str) -> float:
     return value
 
 
-def make_budget(options: BudgetConfig, recomputation: bool = False) -> Budget:
+def make_budget(options: BudgetConfig, recomputation: bool = False, device: Device | None = None) -> Budget:
     """The runs that the options pay for.
 
     Args:
         options: what is at hand.
+        device: of one rank; None looks it up, which for a CPU is a measurement.
         recomputation: whether blocks are recomputed in backward, which costs a third more work.
 
     Raises:
         ConfigurationError: the shards are not there or not of one tokenizer, or the time is too short for any shape.
     """
-    device = find_device(options.gpu, options.gpus, options.memory_gb, None)
+    device = device or find_device(options.gpu, options.gpus, options.memory_gb, None)
     text = _text(options)
     seconds = options.hours * 3600 * (1 - options.reserve)
     flops = seconds * options.ranks * device.peak_tflops * 1e12 * options.mfu / (RECOMPUTATION if recomputation else 1)

@@ -39,7 +39,8 @@ def settle(options: BudgetConfig) -> Settled:
     Raises:
         ConfigurationError: no shape fits, or the budget is refused (`make_budget`).
     """
-    without, recomputing = make_budget(options), make_budget(options, recomputation=True)
+    without = make_budget(options)
+    recomputing = make_budget(options, recomputation=True, device=without.device)
     best = without.runs[0]
     smaller = [run for run in without.runs if run.parameters <= best.parameters]
     for run in sorted(smaller, key=lambda run: run.parameters, reverse=True):
