@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from arch.caches import use_writable_caches
 from data_pipeline.errors import DataError
@@ -17,7 +17,7 @@ from pretrain.errors import ConfigurationError
 from pretrain.interruption import terminable
 from pretrain.pipeline import StepFailed
 from pretrain.walkthrough import Walkthrough
-from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
+from tokenizer.command_line import add_config_arguments, build_config, end_interrupted, make_config
 
 STATUS = "status"
 
@@ -79,7 +79,8 @@ RUN_COMMANDS = {
     "plan": RunCommand(
         "pretrain.plan_report",
         "PlanConfig",
-        "Memory by part for every setting, time and disk of a run, before anything is allocated; picks a setting.",
+        "Memory by part for every setting, time and disk of a run, before anything is allocated; picks a setting. "
+        "With --hours it makes the configuration itself: see `plan --hours 1 --help`.",
     ),
     "bench": RunCommand(
         "pretrain.bench_report",
@@ -87,6 +88,9 @@ RUN_COMMANDS = {
         "Measures ZeRO stages, micro-batches and torch.compile on this machine, with the trainer itself; picks one.",
     ),
 }
+BUDGET = "--hours"
+"""The option with which `plan` starts from what is at hand, and not from a configuration."""
+BUDGET_SUMMARY = "From hardware, hours and text at hand to a complete configuration, with the reason of every choice."
 COMMANDS = {
     "quickstart": Command(
         quickstart.QuickstartConfig,
@@ -112,6 +116,8 @@ COMMANDS = {
 def main() -> int:
     """Exit code: 0 done, 1 a step failed, 2 wrong arguments, 130 interrupted."""
     use_writable_caches()
+    if sys.argv[1:2] == ["plan"] and any(word.partition("=")[0] == BUDGET for word in sys.argv[2:]):
+        return _budget(sys.argv[2:])
     if (about := RUN_COMMANDS.get(next(iter(sys.argv[1:]), ""))) is not None:
         return about(sys.argv[1], sys.argv[2:])
     parser = ArgumentParser(prog="python -m pretrain", description=__doc__)
@@ -133,6 +139,29 @@ def main() -> int:
     except (StepFailed, ConfigurationError, OSError) as error:
         print(f"{parsed.command}: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _budget(arguments: list[str]) -> int:
+    """`plan --hours`: from hardware, time and text to a configuration."""
+    from pretrain.budget import BudgetConfig
+    from pretrain.budget_report import run
+    from pretrain.command_line import explain
+
+    parser = ArgumentParser(prog="pretrain plan", description=BUDGET_SUMMARY, exit_on_error=False)
+    add_config_arguments(parser, BudgetConfig)
+    try:
+        options = parser.parse_args(arguments).as_dict()
+    except ArgumentError as error:
+        print(f"plan: {explain(str(error), parser)}", file=sys.stderr)
+        return 2
+    try:
+        print(run(build_config(BudgetConfig, options)))
+    except KeyboardInterrupt:
+        return end_interrupted("plan")
+    except (ConfigurationError, DataError, OSError) as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

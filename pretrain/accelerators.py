@@ -8,21 +8,32 @@ from typing import Literal
 
 import torch
 
+from pretrain.device_peaks import KNOWN_BF16_TFLOPS
 from pretrain.errors import ConfigurationError
-from pretrain.throughput import KNOWN_BF16_TFLOPS, peak_tflops
+from pretrain.throughput import peak_tflops
 
 GB = 10**9
-Kind = Literal["a100-40", "a100-80", "h100-80", "h200-141", "l40s-48", "l4-24", "4090-24", "cpu"]
+Kind = Literal[
+    "b200-180", "h200-141", "h100-80", "h100-pcie-80", "h800-80", "h20-96", "a100-40", "a100-80", "a800-80", "a10-24",
+    "l40s-48", "l40-48", "l4-24", "4090-24", "cpu",
+]  # fmt: skip
 SHEETS: dict[str, tuple[str, str]] = {
+    "b200-180": ("B200", "NVIDIA HGX B200 data sheet, 180GB a GPU"),
+    "h200-141": ("H200", "NVIDIA H200 Tensor Core GPU data sheet, SXM 141GB"),
+    "h100-80": ("H100", "NVIDIA H100 Tensor Core GPU data sheet, SXM 80GB"),
+    "h100-pcie-80": ("H100 PCIE", "NVIDIA H100 Tensor Core GPU data sheet, PCIe 80GB"),
+    "h800-80": ("H800", "NVIDIA H800 Tensor Core GPU data sheet, SXM 80GB"),
+    "h20-96": ("H20", "NVIDIA H20 data sheet, 96GB"),
     "a100-40": ("A100", "NVIDIA A100 Tensor Core GPU data sheet, 40GB"),
     "a100-80": ("A100", "NVIDIA A100 Tensor Core GPU data sheet, 80GB"),
-    "h100-80": ("H100", "NVIDIA H100 Tensor Core GPU data sheet, SXM 80GB"),
-    "h200-141": ("H200", "NVIDIA H200 Tensor Core GPU data sheet, 141GB"),
+    "a800-80": ("A800", "NVIDIA A800 Tensor Core GPU data sheet, 80GB"),
+    "a10-24": ("A10", "NVIDIA A10 Tensor Core GPU data sheet, 24GB"),
     "l40s-48": ("L40S", "NVIDIA L40S GPU data sheet, 48GB"),
+    "l40-48": ("L40", "NVIDIA L40 GPU data sheet, 48GB"),
     "l4-24": ("L4", "NVIDIA L4 Tensor Core GPU data sheet, 24GB"),
-    "4090-24": ("4090", "NVIDIA Ada GPU architecture whitepaper, GeForce RTX 4090, 24GB"),
+    "4090-24": ("RTX 4090", "NVIDIA Ada GPU architecture whitepaper, GeForce RTX 4090, 24GB"),
 }
-"""By kind: its name in `KNOWN_BF16_TFLOPS`, and the source of its memory, the number after the dash in GB."""
+"""By kind: its name in `KNOWN_BF16_TFLOPS`, and the source of its memory, the number after the last dash in GB."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pretrain.interruption import run_to_end
@@ -95,5 +96,17 @@ def on_free_port(command: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This environment, offline unless the user asked otherwise."""
-    return {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **os.environ}
+    """This environment, offline unless the user asked otherwise.
+
+    Where there is no accelerator, DeepSpeed is told so: looking for one, it warns in every process of every command.
+    """
+    found = {} if accelerator_available() else {"DS_ACCELERATOR": "cpu"}
+    return {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **found, **os.environ}
+
+
+@cache
+def accelerator_available() -> bool:
+    """Whether torch sees an accelerator here. Imports torch."""
+    import torch
+
+    return torch.accelerator.is_available()

@@ -22,6 +22,7 @@ least. Without ZeRO our engine trains in fp32 only, so on a GPU stage 0 comes la
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -223,6 +224,42 @@ def count_states(config: TrainConfig) -> States:
     )
 
 
+def largest_micro_batch(
+    config: TrainConfig, options: PlanConfig, sizes: Iterable[int], checkpointing: bool
+) -> int | None:
+    """The first of `sizes` for which a setting fits; None if there is none.
+
+    Activations of one and of two samples are found, and those of the rest lie on the line through both.
+
+    Args:
+        config: the run; its micro-batch is not looked at.
+        options: the machines.
+        sizes: micro-batches to try, in samples.
+        checkpointing: whether blocks are recomputed in backward.
+    """
+    device = find_device(options.gpu, options.gpus, options.memory_gb, 1.0)
+    states, line = count_states(config), _Line(config.task)
+    for size in sizes:
+        line.size = size
+        sized = replace(config, batch=replace(config.batch, size=size * options.ranks, micro_size=size))
+        if any(_choice(sized, options, device, states, line, stage, checkpointing).fits for stage in range(4)):
+            return size
+    return None
+
+
+class _Line:
+    """Activations of a micro-batch of any size, from those of one and of two samples."""
+
+    vocabulary = None
+
+    def __init__(self, task: Task) -> None:
+        self._one, self._two, self.size = _Tracer(task, 1), _Tracer(task, 2), 1
+
+    def __call__(self, precision: str, checkpointing: bool, chunked: bool = True) -> ActivationMemory:
+        one = self._one(precision, checkpointing, chunked)
+        return one.continued(self._two(precision, checkpointing, chunked), self.size)
+
+
 class _Tracer:
     """Activations of the task's micro-batch, each found once."""
 
@@ -249,7 +286,7 @@ def _choice(
     options: PlanConfig,
     device: Device,
     states: States,
-    tracer: _Tracer,
+    tracer: _Tracer | _Line,
     stage: int,
     checkpointing: bool,
 ) -> Choice:

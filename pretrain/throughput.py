@@ -21,19 +21,17 @@ from typing import TypeVar
 import torch
 from deepspeed.accelerator import get_accelerator
 
-Item = TypeVar("Item")
+from pretrain.device_peaks import known_peak
 
-# Dense bf16 TFLOP/s without sparsity, from the vendors' data sheets.
-KNOWN_BF16_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "4090": 165.0}
+Item = TypeVar("Item")
 
 
 def peak_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0.4, size: int = 1024) -> tuple[float, str]:
     """Peak TFLOP/s of one rank and where the number comes from."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
-        for model, value in KNOWN_BF16_TFLOPS.items():
-            if model in name:
-                return value, f"data sheet of {name}"
+        if (known := known_peak(name)) is not None:
+            return known, f"data sheet of {name}"
     if device.type != "cpu":
         size *= 8
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

@@ -14,11 +14,11 @@ from pretrain.accelerators import SHEETS, find_device
 from pretrain.activation_memory import blank_model
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
+from pretrain.device_peaks import KNOWN_BF16_TFLOPS
 from pretrain.engine import Engine
 from pretrain.errors import ConfigurationError
 from pretrain.plan import PlanConfig, make_plan
 from pretrain.plan_report import describe
-from pretrain.throughput import KNOWN_BF16_TFLOPS
 from tests.pretrain.conftest import ROOT, TINY
 
 LENGTH = 32

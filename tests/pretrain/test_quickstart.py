@@ -155,3 +155,12 @@ def test_a_finished_step_is_skipped_and_a_failed_one_is_not(tmp_path: Path, caps
         Pipeline(tmp_path).run("step", "a step", made, sys.executable, "-c", "raise SystemExit(3)")
     Pipeline(tmp_path).run("step", "a step", made, sys.executable, "-c", write)
     assert made.read_text() == "x"
+
+
+@pytest.mark.parametrize(("available", "told"), [(True, None), (False, "cpu")])
+def test_deepspeed_looks_for_an_accelerator_only_where_there_is_one(available, told, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(pipeline, "accelerator_available", lambda: available)
+    assert pipeline.environment().get("DS_ACCELERATOR") == told
+    monkeypatch.setenv("DS_ACCELERATOR", "xpu")
+    assert pipeline.environment()["DS_ACCELERATOR"] == "xpu"  # the user's word stays

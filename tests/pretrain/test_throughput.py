@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pretrain.command_line import parse
+from pretrain.device_peaks import known_peak
 from pretrain.throughput import Throughput
 from pretrain.trainer import train
 from tests.pretrain.conftest import rows
@@ -77,3 +78,33 @@ def test_a_slow_source_shows_in_every_row(clock, tmp_path: Path, monkeypatch):
     config.task.training_sources = lambda: ([source], weights)  # type: ignore[method-assign]
     train(config)
     assert [row["data_wait"] for row in rows(tmp_path / "run", "train")] == pytest.approx([2 / 3] * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA H20", 148),
+        ("NVIDIA H800 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A800-SXM4-80GB", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", None),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
+        ("Tesla V100-SXM2-16GB", None),
+    ],
+)
+def test_a_device_has_its_own_peak_and_not_that_of_one_with_a_like_name(name, peak):
+    assert known_peak(name) == peak
