@@ -15,6 +15,7 @@ Self-contained (torch, transformers and the files beside it): an exported model 
 Source: arXiv 2312.17276. Shape suffixes: B batch, S sequence, D hidden width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -161,6 +162,20 @@ class PanguPiPreTrainedModel(LlamaPreTrainedModel):
         }
 
 
+class PanguPiRotaryEmbedding(LlamaRotaryEmbedding):
+    """LLaMA's rotary embedding, whose inverse frequencies stay in float32 whatever type the model is cast to.
+
+    In bf16 they are off by up to 0.4 percent, and an angle is one of them times the position.
+    """
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "PanguPiRotaryEmbedding":
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
 class PanguPiModel(PanguPiPreTrainedModel):
     """The decoder stack. Its forward pass is LLaMA's own; only the layers differ.
 
@@ -179,7 +194,7 @@ class PanguPiModel(PanguPiPreTrainedModel):
         seeds = _layer_seeds(config.num_hidden_layers)
         self.layers = nn.ModuleList([PanguPiDecoderLayer(config, i, seed) for i, seed in enumerate(seeds)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.rotary_emb = PanguPiRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
 
