@@ -50,7 +50,7 @@ def on_pretended_device(ready: Ready, device: PretendedDevice) -> tuple[LossOutp
     """Forward and backward on the device. What is watched is the second micro-batch: the first moves a teacher, say."""
     module: nn.Module = device.move(ready.module)
     with device:
-        batch = {name: tensor.to(CUDA) for name, tensor in ready.batch.items()}
+        batch = {name: tensor.to(CUDA) if tensor.dim() else tensor for name, tensor in ready.batch.items()}
         module(batch).total.backward()
         module.zero_grad()
         with device.watching() as seen:
