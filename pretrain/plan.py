@@ -253,6 +253,7 @@ def _choice(
     stage: int,
     checkpointing: bool,
 ) -> Choice:
+    config.task.plan_for("cpu" if options.gpu == "cpu" else "cuda")
     low = options.gpu != "cpu" and stage > 0 and config.engine.precision != "fp32"
     precision = "bf16" if low or (config.engine.precision == "bf16" and stage > 0) else "fp32"
     engine = replace(engine_at_stage(config.engine, stage), precision=precision)  # type: ignore[arg-type]
