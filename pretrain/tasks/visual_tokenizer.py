@@ -29,7 +29,6 @@ from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from tokenizer.visual import load_visual_tokenizer
 from tokenizer.visual.network import NetworkTokenizer
-from tokenizer.visual.reconstruction import perplexity
 
 
 @dataclass(frozen=True)
@@ -185,9 +184,7 @@ class VisualTokenizerTask(Task):
             terms_B["perceptual"] = self._perceptual.to(images_B3SS.device)(output.images_B3SS.float(), images_B3SS)
         losses_B = torch.stack([getattr(self.loss_weights, name) * term_B for name, term_B in terms_B.items()]).sum(0)
         metrics = {name: term_B.detach().mean() for name, term_B in terms_B.items()}
-        counts_V = torch.bincount(output.ids_BN.flatten(), minlength=self.model_config.vocab_size).cpu().numpy()
-        metrics["codes_used"] = losses_B.new_tensor(float((counts_V > 0).mean()))
-        metrics["code_perplexity"] = losses_B.new_tensor(perplexity(counts_V))
+        metrics |= _code_usage(output.ids_BN, self.model_config.vocab_size)
         return LossOutput(losses_B.sum(), losses_B.detach(), torch.ones_like(losses_B), metrics)
 
     def units_per_sample(self) -> tuple[int, str]:
@@ -221,3 +218,12 @@ class VisualTokenizerTask(Task):
         network = VqModel(self.model_config)
         network.load_state_dict({name: tensor.detach().cpu().float() for name, tensor in state_dict.items()})
         NetworkTokenizer(network).save(directory)
+
+
+def _code_usage(ids_BN: Tensor, codes: int) -> dict[str, Tensor]:
+    """Share of the codes that occur, and exp of the entropy of their shares; nobody waits for either."""
+    ids_M = ids_BN.flatten()
+    shares_V = torch.zeros(codes, device=ids_M.device).index_add_(0, ids_M, torch.ones_like(ids_M, dtype=torch.float32))
+    shares_V /= ids_M.numel()
+    entropy = -torch.xlogy(shares_V, shares_V).sum()
+    return {"codes_used": (shares_V > 0).float().mean(), "code_perplexity": entropy.exp()}
