@@ -26,6 +26,7 @@ from pretrain.errors import ConfigurationError
 from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
 from pretrain.schedule import warn_of_large_batch
 from pretrain.tasks.base import Task, TaskModule
+from pretrain.transfers import Reading
 
 DEFAULT_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's own default; buckets are never made larger than this, and no larger than the model."""
@@ -98,8 +99,9 @@ def deepspeed_config(config: TrainConfig, world_size: int, parameters: int) -> d
         "train_batch_size": config.batch.size,
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
         "gradient_accumulation_steps": accumulation_steps(config, world_size),
-        "gradient_clipping": clip_norm(config) if engine.zero_stage else 0.0,  # at stage 0 `Engine.update` clips
+        "gradient_clipping": 0.0,  # `Engine` clips: DeepSpeed would wait for the norm once per parameter group
         "steps_per_print": 2**62,  # our telemetry prints
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice per micro-batch
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's fused AdamW is not on DeepSpeed's list
         "zero_force_ds_cpu_optimizer": False,
@@ -133,14 +135,15 @@ class Engine:
         self.task, self.world, self.stage = task, world, config.engine.zero_stage
         self._clip = clip_norm(config)
         self.deepspeed_config = deepspeed_config(config, world.size, self.parameters)
+        optimizer = build_optimizer(self.groups, config.optimizer, self.peak_lr)
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=TaskModule(task, model),
-            optimizer=build_optimizer(self.groups, config.optimizer, self.peak_lr),
+            optimizer=optimizer,
             config=self.deepspeed_config,
             dist_init_required=False,
         )
-        self.gradient_norm = float("nan")
-        """Global gradient norm of the last update, before clipping (under ZeRO with Muon: of the updates)."""
+        self._norm: Reading | None = None
+        self._hook = optimizer.register_step_pre_hook(self._before_update) if self.stage else None
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     @staticmethod
@@ -180,13 +183,13 @@ class Engine:
         if not self.wrapped.is_gradient_accumulation_boundary():
             self.wrapped.step()
             return True
+        self._norm = None
         if self.stage:
-            self.wrapped.step()
-            self.gradient_norm = float(self.wrapped.get_global_grad_norm())
+            self.wrapped.step()  # comes by `_before_update`, unless it finds the norm not finite
             return not self.wrapped.optimizer.overflow
         with_gradient = [p for p in self.wrapped.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
-        self.gradient_norm = float(norm)
+        self._norm = Reading(norm.reshape(1))
         finite = math.isfinite(self.gradient_norm)
         if not finite:
             for parameter in with_gradient:
@@ -195,6 +198,30 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(with_gradient, self._clip, norm)
         self.wrapped.step()
         return finite
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global gradient norm of the last update, before clipping (under ZeRO with Muon: of the updates).
+
+        Infinite where ZeRO has skipped the update. Asking may wait for the device.
+        """
+        return math.inf if self._norm is None else self._norm.values()[0]
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """ZeRO is about to update one parameter group: takes the norm on its way to the host, and clips by it.
+
+        The arithmetic is DeepSpeed's own; but it asks the device again for every group whether the norm is finite.
+        """
+        norm = self.wrapped.optimizer._global_grad_norm
+        if self._norm is None:
+            self._norm = Reading(norm.reshape(1))
+        if not self._clip:
+            return
+        factor = 1.0 / torch.clamp((norm + 1e-6) / self._clip, min=1.0)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Whole weights of the task's model on rank 0, None elsewhere. Collective: call on every rank."""
@@ -218,4 +245,6 @@ class Engine:
 
     def close(self) -> None:
         """Releases hooks and buffers, so that another engine can be built in this process."""
+        if self._hook is not None:
+            self._hook.remove()
         self.wrapped.destroy()

@@ -184,7 +184,7 @@ class VisualTokenizerTask(Task):
             terms_B["perceptual"] = self._perceptual.to(images_B3SS.device)(output.images_B3SS.float(), images_B3SS)
         losses_B = torch.stack([getattr(self.loss_weights, name) * term_B for name, term_B in terms_B.items()]).sum(0)
         metrics = {name: term_B.detach().mean() for name, term_B in terms_B.items()}
-        metrics |= code_metrics(output.ids_BN, self.model_config.vocab_size)
+        metrics |= _code_usage(output.ids_BN, self.model_config.vocab_size)
         return LossOutput(losses_B.sum(), losses_B.detach(), torch.ones_like(losses_B), metrics)
 
     def units_per_sample(self) -> tuple[int, str]:
@@ -215,14 +215,10 @@ class VisualTokenizerTask(Task):
         NetworkTokenizer(network).save(directory)
 
 
-def code_metrics(ids_BN: Tensor, codes: int) -> dict[str, Tensor]:
-    """Share of the codes that a batch uses, and exp of the entropy of their histogram; without leaving the device."""
+def _code_usage(ids_BN: Tensor, codes: int) -> dict[str, Tensor]:
+    """Share of the codes that occur, and exp of the entropy of their shares; nobody waits for either."""
     ids_M = ids_BN.flatten()
-    counts_V = torch.zeros(codes, device=ids_M.device).scatter_add_(
-        0, ids_M, torch.ones_like(ids_M, dtype=torch.float32)
-    )
-    shares_V = counts_V / len(ids_M)
-    return {
-        "codes_used": (counts_V > 0).float().mean(),
-        "code_perplexity": torch.special.entr(shares_V).sum().exp(),
-    }
+    shares_V = torch.zeros(codes, device=ids_M.device).index_add_(0, ids_M, torch.ones_like(ids_M, dtype=torch.float32))
+    shares_V /= ids_M.numel()
+    entropy = -torch.xlogy(shares_V, shares_V).sum()
+    return {"codes_used": (shares_V > 0).float().mean(), "code_perplexity": entropy.exp()}
