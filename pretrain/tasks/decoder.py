@@ -62,6 +62,8 @@ class DecoderTask(Task):
     """Whether to log how often the label is the most likely token."""
     document_mask = False
     """Whether documents of a packed row are hidden from each other."""
+    attention: str = AUTO
+    """What was asked for."""
     _planned_for = "cuda"
 
     def __init__(
