@@ -232,7 +232,7 @@ def _precisions(config: TrainConfig) -> dict[int, str]:
 
 def _own(config: TrainConfig) -> Candidate:
     engine = config.engine
-    return Candidate(engine.zero_stage, config.batch.micro_size, engine.compile, resolve_precision(config))
+    return Candidate(engine.zero_stage, config.batch.micro_size, engine.compile is True, resolve_precision(config))
 
 
 def _allowed(config: TrainConfig, ranks: int) -> Callable[[int], bool]:

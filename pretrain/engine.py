@@ -126,7 +126,7 @@ class Engine:
         # DeepSpeed reports its whole configuration at INFO; the step-0 audit says what matters in one table.
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         model = task.build_model(config.seed)
-        task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile)
+        task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile is True)
         self.groups: list[ParameterGroup] = parameter_groups(
             model, task.undecayed_parameters(model), config.optimizer, task.learning_rate_factors(model)
         )

@@ -20,6 +20,7 @@ from data_pipeline import Loader, Mixture, RoundsOrder
 from pretrain.agreement import agree_on_data, check_shared_output
 from pretrain.audit import audit, publish
 from pretrain.checkpoint import Checkpoints, Position, Saved
+from pretrain.compilation import eager
 from pretrain.config import TrainConfig
 from pretrain.distributed import World, initialise_world
 from pretrain.durable import write_whole
@@ -31,6 +32,8 @@ from pretrain.loss_record import LossRecord
 from pretrain.multi_round import MultiRound
 from pretrain.phase_times import PhaseTimes, StragglerWatch
 from pretrain.run_status import FAILED, RunStatus
+from pretrain.slow_steps import SlowSteps
+from pretrain.speed_choice import settle
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput, peak_tflops
 from pretrain.training_step import Step, TrainingStep, with_next
@@ -50,7 +53,7 @@ class Trainer:
     """One run, from configuration to last checkpoint."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.config, self.task = config, config.task
+        self.task = config.task
         self.directory = Path(config.output)
         self.world: World = initialise_world(config.distributed.timeout_seconds)
         self.status = RunStatus(self.directory, config.total_steps, self.world.size, self.world.is_main)
@@ -74,12 +77,20 @@ class Trainer:
         self.record = LossRecord(self.directory, samples, self.world.is_main)
         self.guard = DivergenceGuard(config.guards)
         self.phases, self.stragglers = PhaseTimes(self.world.device), StragglerWatch(config.telemetry.straggler_ratio)
-        dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
-        measured, self.peak_source = peak_tflops(self.world.device, dtype)
         self.units, self.unit = self.task.units_per_sample()
-        self.throughput = Throughput(
-            self.units, self.task.flops_per_sample(), config.telemetry.peak_tflops or measured, self.world.size
-        )
+        peak, self.peak_source = self._peak(config)
+        self.choice = settle(config, self.world, peak)
+        self.config = self.choice.applied(config)
+        if resolve_precision(config) != self.choice.precision:
+            peak, self.peak_source = self._peak(self.config)
+        self.throughput = Throughput(self.units, self.task.flops_per_sample(), peak, self.world.size)
+        self.pace = SlowSteps(torch.get_num_threads() if self.world.device.type == "cpu" else 0)
+
+    def _peak(self, config: TrainConfig) -> tuple[float, str]:
+        """TFLOP/s of one rank at the best, and where the number comes from."""
+        if config.telemetry.peak_tflops is not None:
+            return config.telemetry.peak_tflops, "telemetry.peak_tflops"
+        return peak_tflops(self.world.device, torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32)
 
     def run(self) -> Outcome:
         """Trains until the last step, a stop signal, or an error; rolls back where the guard says so."""
@@ -144,6 +155,7 @@ class Trainer:
         self.heartbeat.enter(STEP, position.step)
         for batches, coming in with_next(self.throughput.awaiting(self._loader(position, last))):
             self.throughput.start()
+            self.pace.begin()
             rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
             step = take_step(batches, coming, position.data_step, stop)
             self.record.add(position.data_step, step.loss, step.weight, step.samples_2B)
@@ -153,8 +165,11 @@ class Trainer:
             position.non_finite, position.spikes = self.guard.non_finite, self.guard.spikes
             self.throughput.stop(config.batch.size)
             self.phases.step(self.throughput.waited)
+            slow = self.pace.end()
             done = position.step == last
 
+            if slow:
+                telemetry.event(position.step, "slow steps", slow)
             if verdict.event is not None:
                 telemetry.event(position.step, *verdict.event)
             if verdict.give_up:
@@ -275,10 +290,12 @@ class Trainer:
         ]
         batch = on_device(self.task.collate(samples), self.world.device)
         engine.model.eval()
-        task_rows = self.task.audit(engine.model, batch)
+        with eager(engine.model):
+            task_rows = self.task.audit(engine.model, batch)
         engine.model.train()
+        task_rows |= self.rounds.describe() | self.choice.describe()
         peak = f"{self.throughput.peak_tflops:.3f} TFLOP/s per rank ({self.peak_source})"
-        rows = audit(self.config, engine, self.world, position, task_rows | self.rounds.describe(), peak)
+        rows = audit(self.config, engine, self.world, position, task_rows, peak)
         if self.world.is_main:
             self.telemetry.say(publish(rows, self.directory))
         if position.step:
@@ -329,7 +346,7 @@ class Trainer:
         self.heartbeat.enter("evaluation", position.step)
         model = engine.model
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), eager(model):
             results = hook(
                 step=position.step, model=model, run_directory=self.directory, context=self.task.evaluation_context()
             )

@@ -165,6 +165,10 @@ class VisualTokenizerTask(Task):
         load_model(model, directory / "model.safetensors")
         return model
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Both networks; the codebook between them branches on what it holds."""
+        return [model.encoder, model.decoder]  # type: ignore[list-item]
+
     def collate(self, samples: list[dict[str, np.ndarray]]) -> Batch:
         return {"image": torch.from_numpy(np.stack([sample["image"] for sample in samples]))}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
-from functools import partialmethod
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from arch import PanguPiModel, load_causal_lm
+from arch import load_causal_lm
 from data_pipeline.__main__ import main as data_pipeline_main
 from pretrain.command_line import parse
 from pretrain.config import OptimizerConfig
@@ -177,9 +177,8 @@ def test_muon_trains_alike_at_every_stage_and_spares_what_it_should(tmp_path, ti
 
 @pytest.mark.parametrize("option", ["engine.activation_checkpointing", "engine.compile"])
 def test_recomputation_and_compilation_change_nothing_but_rounding(tmp_path, tiny_arguments, monkeypatch, option):
-    # Without inductor's C++, which takes a minute to compile; test_training.py of the room `arch` has that.
-    traced = partialmethod(PanguPiModel.compile_layers, backend="aot_eager")
-    monkeypatch.setattr(PanguPiModel, "compile_layers", traced)
+    # Without inductor's C++, which takes a minute to compile; test_compilation.py has that.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.utils.counters.clear()
     settings = {"steps": 3, "validation__every": 3, "checkpoint__every": 3}
     losses = []
