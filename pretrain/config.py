@@ -97,6 +97,12 @@ class EngineConfig:
     """ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is bf16 on an accelerator and fp32 on a CPU."""
+    gradient_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type in which bf16 gradients are summed over micro-batches and averaged over ranks; auto is fp32 where a step has
+    more than one micro-batch, on one rank or on all together."""
+    tf32: bool = False
+    """On CUDA, round the inputs of fp32 matrix products and convolutions to TF32 (10 bits), which is several times
+    faster; concerns runs in fp32 and the few fp32 products of a bf16 run."""
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     """Offloading to host memory."""
     activation_checkpointing: bool = False
