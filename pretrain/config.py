@@ -109,6 +109,9 @@ class EngineConfig:
     """Recompute every block in backward instead of keeping its activations."""
     compile: bool = False
     """torch.compile the blocks of the model."""
+    deterministic: bool = False
+    """On CUDA, use only algorithms whose results do not depend on the order of threads, so that a run repeats and
+    resumes to the bit on the same type of device with the same ranks and stage; slower. On a CPU that holds without."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Raw DeepSpeed configuration, merged over what is derived from the rest."""
 

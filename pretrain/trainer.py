@@ -19,6 +19,7 @@ import torch
 
 from data_pipeline import Batch, Loader, Mixture, RoundsOrder
 from pretrain.agreement import agree_on_data, check_shared_output
+from pretrain.arithmetic import set_arithmetic
 from pretrain.audit import audit, publish
 from pretrain.checkpoint import Checkpoints, Position, Saved
 from pretrain.config import TrainConfig
@@ -66,6 +67,7 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config, self.task = config, config.task
         self.directory = Path(config.output)
+        set_arithmetic(config.engine)
         self.world: World = initialise_world(config.distributed.timeout_seconds)
         self.status = RunStatus(self.directory, config.total_steps, self.world.size, self.world.is_main)
         self.heartbeat = Heartbeat(self.world, config.distributed, self.directory, self.status)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.command_line import parse
@@ -18,6 +19,7 @@ from pretrain.engine import Engine, deepspeed_config
 from pretrain.errors import ConfigurationError
 from pretrain.optimizer import parameter_groups
 from pretrain.precision import describe_gradients, resolve_gradient_precision
+from pretrain.resharding import restore
 from pretrain.trainer import train
 from pretrain.whole_state import MOMENTUM, WEIGHT, WholeState, write_whole_state
 from tests.pretrain.conftest import rows
@@ -46,6 +48,10 @@ CASES = [
 ]
 
 
+def offloads_muon(case: Case) -> bool:
+    return case.optimizer == "muon" and case.offload == "cpu"
+
+
 def in_bf16(case: Case) -> bool:
     return case.gradients == "bf16" or (case.stage, case.optimizer) == (2, "muon")
 
@@ -53,6 +59,7 @@ def in_bf16(case: Case) -> bool:
 def accumulate(folder: Path) -> None:
     """On each rank: one step of every case; keeps what autograd gave in float64, and the engine's checkpoint."""
     world = initialise_world()
+    written: dict[str, str] = {}
     for case in CASES:
         config = config_of(
             "--batch.size", str(4 * RANKS * MICRO_BATCHES), "--batch.micro_size", "4", "--engine.precision", "bf16",
@@ -76,6 +83,35 @@ def accumulate(folder: Path) -> None:
             write_whole_state(folder / case.name / "engine", case.stage, RANKS, names, folder / case.name / "whole")
             torch.save((mean, describe_gradients(engine.wrapped), engine.gradient_norm), folder / f"{case.name}.pt")
         world.barrier()
+        if (earlier := written.get(case.optimizer)) is not None and not offloads_muon(case):
+            restore_and_write(engine, folder / earlier / "whole", folder / case.name / "restored", case.stage)
+        written[case.optimizer] = case.name
+        engine.close()
+
+
+def restore_and_write(engine: Engine, whole: Path, target: Path, stage: int) -> None:
+    """Gives an engine the state of another, and writes what it then has."""
+    with WholeState(whole) as state:
+        restore(engine, state)
+    engine.wrapped.save_checkpoint(str(target), "engine", save_latest=False)
+    if engine.world.is_main:
+        names = [name for group in engine.groups for name in group.parameter_names]
+        write_whole_state(target / "engine", stage, engine.world.size, names, target / "whole")
+        (target / "from").write_text(str(whole))
+    engine.world.barrier()
+
+
+def on_other_ranks(folder: Path) -> None:
+    """On each of three ranks: the states of two ranks are given to engines of BF16_Optimizer."""
+    world = initialise_world()
+    for optimizer in ("adamw", "muon"):
+        case = Case(1, optimizer, "none")
+        config = config_of(
+            "--batch.size", "12", "--batch.micro_size", "2", "--engine.precision", "bf16", "--optimizer.name", optimizer
+        )  # fmt: skip
+        engine = Engine(config, config.task, world)
+        assert type(engine.wrapped.optimizer).__name__ == "BF16_Optimizer"
+        restore_and_write(engine, folder / case.name / "whole", folder / f"{optimizer}-on-3", 1)
         engine.close()
 
 
@@ -97,7 +133,8 @@ def summed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One step of every case on two ranks."""
     folder = tmp_path_factory.mktemp("summed")
     log = folder / "log"
-    assert call_on_ranks(RANKS, accumulate, folder, log) == [0] * RANKS, log.read_text()[-3000:]
+    for ranks, function in ((RANKS, accumulate), (3, on_other_ranks)):
+        assert call_on_ranks(ranks, function, folder, log) == [0] * ranks, log.read_text()[-3000:]
     return folder
 
 
@@ -123,6 +160,22 @@ def test_gradients_are_summed_in_what_the_audit_says(summed: Path, case: Case) -
     if case.optimizer == "adamw":
         total = sum(float(gradient.square().sum()) for gradient in expected.values()) ** 0.5
         assert norm == pytest.approx(total, rel=1e-2 if in_bf16(case) else 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_what_another_stage_or_other_ranks_have_summed_is_taken_over_to_the_bit(summed: Path) -> None:
+    restored = [*summed.glob("*/restored"), *summed.glob("*-on-3")]
+    assert len(restored) == len(CASES) - 5 + 2  # not the first of each optimizer, nor Muon's offloaded states
+    for folder in restored:
+        there, here = (load_whole(Path(path)) for path in ((folder / "from").read_text(), folder / "whole"))
+        assert there.keys() == here.keys()
+        for key, tensor in there.items():
+            assert torch.equal(tensor.float(), here[key].float()), (folder, key)
+
+
+def load_whole(folder: Path) -> dict[str, Tensor]:
+    return {key: tensor for path in folder.glob("*.safetensors") for key, tensor in load_file(path).items()}
 
 
 def group_order(optimizer: str) -> list[str]:
@@ -210,3 +263,11 @@ def test_a_master_moves_by_less_than_its_weight_can_show(tmp_path: Path) -> None
         weight = whole.of("0.weight", start["0.weight"].shape)[WEIGHT]
     moved = (weight - start["0.weight"].bfloat16().float()).abs()
     assert 0 < moved.max() < 1e-4 and (moved > 5e-6).float().mean() > 0.5
+
+
+def test_a_run_may_change_how_it_sums(tmp_path: Path) -> None:
+    """At stage 1 another optimizer of DeepSpeed's takes over, on the same ranks."""
+    for steps, gradients in ((3, "bf16"), (5, "fp32"), (7, "bf16")):
+        run([*toy(tmp_path, *BF16, "--engine.gradient_precision", gradients, steps=steps)])
+    assert [row["step"] for row in rows(tmp_path, "train")] == list(range(1, 8))
+    assert [row["event"] for row in rows(tmp_path, "event")] == ["resume", "resume"]
