@@ -11,7 +11,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from pretrain.bench import STAGES, BenchConfig, Candidate, Findings, search
 from pretrain.bench_run import Runner, describe, machine, settings
 from pretrain.config import TrainConfig
 from pretrain.durable import write_whole
-from pretrain.engine import accumulation_steps, engine_at_stage, resolve_precision
+from pretrain.engine import accumulation_steps
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import StepFailed
+from pretrain.precision import resolve_precision
 
 USUAL_LAUNCHES = 10
 CPU_RANKS = 2
@@ -225,9 +226,8 @@ def _ranks_here() -> int:
 
 
 def _precisions(config: TrainConfig) -> dict[int, str]:
-    """What each stage trains in: without ZeRO that is fp32."""
-    sharded = resolve_precision(replace(config, engine=engine_at_stage(config.engine, 1)))
-    return {stage: sharded if stage else "fp32" for stage in STAGES}
+    """What each stage trains in."""
+    return dict.fromkeys(STAGES, resolve_precision(config))
 
 
 def _own(config: TrainConfig) -> Candidate:

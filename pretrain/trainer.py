@@ -18,19 +18,21 @@ import torch
 
 from data_pipeline import Loader, Mixture, RoundsOrder
 from pretrain.agreement import agree_on_data, check_shared_output
+from pretrain.arithmetic import set_arithmetic
 from pretrain.audit import audit, publish
 from pretrain.checkpoint import Checkpoints, Position, Saved
 from pretrain.compilation import eager
 from pretrain.config import TrainConfig
 from pretrain.distributed import World, initialise_world
 from pretrain.durable import write_whole
-from pretrain.engine import Engine, accumulation_steps, resolve_precision
+from pretrain.engine import Engine, accumulation_steps
 from pretrain.errors import ConfigurationError, TrainingDiverged
 from pretrain.guards import REPLAYED, DivergenceGuard, StopSignal
 from pretrain.heartbeat import STEP, Heartbeat
 from pretrain.loss_record import LossRecord
 from pretrain.multi_round import MultiRound
 from pretrain.phase_times import PhaseTimes, StragglerWatch
+from pretrain.precision import resolve_precision
 from pretrain.run_status import FAILED, RunStatus
 from pretrain.slow_steps import SlowSteps
 from pretrain.speed_choice import settle
@@ -55,6 +57,7 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.task = config.task
         self.directory = Path(config.output)
+        set_arithmetic(config.engine)
         self.world: World = initialise_world(config.distributed.timeout_seconds)
         self.status = RunStatus(self.directory, config.total_steps, self.world.size, self.world.is_main)
         self.heartbeat = Heartbeat(self.world, config.distributed, self.directory, self.status)
