@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data_pipeline.document_bounds import document_bounds
 from data_pipeline.errors import OrderError
 from data_pipeline.order import Order
 from data_pipeline.source import Sample, Source
@@ -26,8 +27,13 @@ Collate: TypeAlias = Callable[[list[Sample]], Batch]
 
 
 def collate_tokens(samples: Sequence[Sample]) -> Batch:
-    """Stack samples along a new first axis: {name: [S]} times B -> {name: int64 [B, S]}."""
-    return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+    """Stack samples along a new first axis: {name: [S]} times B -> {name: int64 [B, S]}.
+
+    Samples with positions also get the bounds of their documents (`document_bounds`), which are those of this batch:
+    rows cannot be taken out of it one by one.
+    """
+    batch = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+    return batch | document_bounds(batch["position_ids"]) if "position_ids" in batch else batch
 
 
 class Loader:

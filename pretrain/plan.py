@@ -255,6 +255,7 @@ def _choice(
     checkpointing: bool,
 ) -> Choice:
     accelerated = options.gpu != "cpu"
+    config.task.plan_for("cuda" if accelerated else "cpu")
     low = config.engine.precision == "bf16" or (accelerated and config.engine.precision == "auto")
     precision = "bf16" if low else "fp32"
     engine = replace(engine_at_stage(config.engine, stage), precision=precision)  # type: ignore[arg-type]

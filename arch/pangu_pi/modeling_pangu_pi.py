@@ -97,7 +97,11 @@ class PanguPiDecoderLayer(GradientCheckpointingLayer):
         """Map hidden states [B, S, D] to [B, S, D].
 
         The key-value cache is in `kwargs`, by the name that this transformers has for it: `past_key_values` or `cache`.
+        An empty mask is no mask: it tells transformers, which would look for documents in `position_ids` and so wait
+        for the device, that whoever called knows that attention needs none.
         """
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.numel() == 0:
+            attention_mask = None
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
         shortcut_input = hidden_states if self.shortcut_input == "normed" else residual
@@ -159,7 +163,8 @@ class PanguPiModel(PanguPiPreTrainedModel):
     """The decoder stack. Its forward pass is LLaMA's own; only the layers differ.
 
     Packed rows: `position_ids` [B, S] that restart at every document (and no attention mask, no cache) keep documents
-    from seeing each other, through sdpa, flex attention or variable-length flash attention alike.
+    from seeing each other through sdpa and flex attention. Attention of variable length needs to be told where they
+    begin (transformers' `cu_seq_lens_q` and so on) as soon as there is more than one row.
     """
 
     def __init__(self, config: PanguPiConfig) -> None:

@@ -79,6 +79,9 @@ class Task(ABC):
     def save_pretrained(self, model: nn.Module, state_dict: Mapping[str, Tensor], directory: Path) -> None:
         """Writes weights and everything needed to load the model without this run (configuration, tokenizer)."""
 
+    def plan_for(self, device: str) -> None:  # noqa: B027
+        """Says, before a plan asks for `blank_model`, on which type of device the run will be: "cpu" or "cuda"."""
+
     def blank_model(self) -> nn.Module:
         """The model of a run that is only planned: its shape counts, its values do not.
 

@@ -207,12 +207,7 @@ class VisualTokenizerTask(Task):
         return found
 
     def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
-        """Refuses a codebook in half precision: an average with decay 0.99 would not move in bf16."""
         c = self.model_config
-        if c.quantizer == "vq" and (kind := model.codebook().dtype) != torch.float32:
-            raise ConfigurationError(
-                f"the codebook is {kind}; its moving averages need float32: set engine.precision fp32, or use fsq"
-            )
         return {
             "tokenizer": f"{c.quantizer}, {c.vocab_size} codes, {c.grid} x {c.grid} of {c.image_size} x {c.image_size}",
             "perceptual term": "off" if self.perceptual_weights is None else f"mobilenet_v2, {self.perceptual_weights}",
