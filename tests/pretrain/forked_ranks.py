@@ -18,8 +18,8 @@ from typing import Any
 
 from tests.pretrain.conftest import environment, free_port
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["deepspeed", "pretrain.trainer", "pretrain.command_line", "pretrain.tasks.decoder"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["deepspeed", "pretrain.trainer", "pretrain.command_line", "pretrain.tasks.decoder"])
 
 
 def start_ranks(ranks: int, runs: Sequence[Sequence[str]], log: Path) -> list[BaseProcess]:
@@ -54,7 +54,7 @@ def _start(ranks: int, function: Callable[[Any], None], argument: Any, log: Path
         forkserver.ensure_running()
     port = free_port()
     processes = [
-        _CONTEXT.Process(target=_call, args=(rank, ranks, port, function, argument, log)) for rank in range(ranks)
+        CONTEXT.Process(target=_call, args=(rank, ranks, port, function, argument, log)) for rank in range(ranks)
     ]
     for process in processes:
         process.start()
