@@ -9,8 +9,6 @@ device then idles until the host has launched new ones. docs/scaling.md counts t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -40,11 +38,12 @@ class Reading:
     """
 
     def __init__(self, numbers: Tensor) -> None:
-        self._numbers, self._arrived = numbers.detach(), None
+        self._numbers = numbers.detach()
+        self._arrived: torch.cuda.Event | None = None
         if numbers.device.type == "cuda":
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._numbers.copy_(numbers.detach(), non_blocking=True)
-            self._arrived: Any = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()
             self._arrived.record()
 
     def values(self) -> list[float]:
