@@ -21,6 +21,7 @@ from data_pipeline.document_bounds import document_bounds
 from data_pipeline.errors import OrderError
 from data_pipeline.order import Order
 from data_pipeline.source import Sample, Source
+from data_pipeline.worker_signals import live_with_parent, stop_signals_held
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 Collate: TypeAlias = Callable[[list[Sample]], Batch]
@@ -95,13 +96,15 @@ class Loader:
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,
             pin_memory=pin_memory,
+            worker_init_fn=live_with_parent,
         )
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        steps = iter(self._loader)
+        with stop_signals_held():
+            steps = iter(self._loader)
         return _one_ahead(steps) if self._loader.num_workers else steps
 
 

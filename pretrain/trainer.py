@@ -18,22 +18,26 @@ import torch
 
 from data_pipeline import Loader, Mixture, RoundsOrder
 from pretrain.agreement import agree_on_data, check_shared_output
+from pretrain.arithmetic import set_arithmetic
 from pretrain.audit import audit, publish
 from pretrain.checkpoint import Checkpoints, Position, Saved
 from pretrain.compilation import eager
 from pretrain.config import TrainConfig
 from pretrain.distributed import World, initialise_world
 from pretrain.durable import write_whole
-from pretrain.engine import Engine, accumulation_steps, resolve_precision
+from pretrain.engine import Engine, accumulation_steps
 from pretrain.errors import ConfigurationError, TrainingDiverged
-from pretrain.guards import REPLAYED, DivergenceGuard, StopSignal
+from pretrain.guards import REPLAYED, DivergenceGuard
 from pretrain.heartbeat import STEP, Heartbeat
+from pretrain.launchers import Launcher, find_launcher
 from pretrain.loss_record import LossRecord
 from pretrain.multi_round import MultiRound
 from pretrain.phase_times import PhaseTimes, StragglerWatch
+from pretrain.precision import resolve_precision
 from pretrain.run_status import FAILED, RunStatus
 from pretrain.slow_steps import SlowSteps
 from pretrain.speed_choice import settle
+from pretrain.stop_signal import StopSignal
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput, peak_tflops
 from pretrain.training_step import Step, TrainingStep, with_next
@@ -52,10 +56,12 @@ class Outcome(Enum):
 class Trainer:
     """One run, from configuration to last checkpoint."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, launcher: Launcher | None = None) -> None:
         self.task = config.task
         self.directory = Path(config.output)
+        set_arithmetic(config.engine)
         self.world: World = initialise_world(config.distributed.timeout_seconds)
+        self.launcher = launcher or find_launcher(self.world.size > 1)
         self.status = RunStatus(self.directory, config.total_steps, self.world.size, self.world.is_main)
         self.heartbeat = Heartbeat(self.world, config.distributed, self.directory, self.status)
         # Everything that can be wrong with data and sizes fails here, before anything is allocated.
@@ -72,6 +78,8 @@ class Trainer:
         )
         self.rounds = MultiRound(config, self.order, self.source, self.world, self.telemetry)
         samples = config.rounds.count > 1 and (config.rounds.unit, config.rounds.loss_source) == ("sample", "log")
+        self.warned = False
+        """Whether it was said that the launcher does not wait long enough."""
         self.batch_change = ""
         """What is to be logged about a change of the global batch."""
         self.record = LossRecord(self.directory, samples, self.world.is_main)
@@ -104,7 +112,7 @@ class Trainer:
 
     def _run(self) -> Outcome:
         resume_from: int | None = None
-        with StopSignal(launched=self.world.size > 1) as stop, self.heartbeat:
+        with StopSignal(self.launcher) as stop, self.heartbeat:
             check_shared_output(self.world, self.directory)
             held_out = {name: source.identity() for name, source in self.validation.items()}
             agree_on_data(self.world, self._identity() | {"held out": held_out})
@@ -154,6 +162,7 @@ class Trainer:
         overdue = False
         self.heartbeat.enter(STEP, position.step)
         for batches, coming in with_next(self.throughput.awaiting(self._loader(position, last))):
+            began = time.monotonic()
             self.throughput.start()
             self.pace.begin()
             rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
@@ -188,6 +197,7 @@ class Trainer:
                 self.heartbeat.enter("checkpoint", position.step)
                 self.record.flush()
                 self.checkpoints.save(engine, position, self._identity())
+                self._compare_with_grace(position, time.monotonic() - began)
             if stopping:
                 saved = "not saved, because the loss is in doubt" if overdue else "saved"
                 asked = stop.received or "another rank was stopped"
@@ -205,6 +215,12 @@ class Trainer:
         for hook in hooks:
             self._evaluate(engine, position, hook)
         return bool((validating or hooks) and self.world.sum([float(stop.received is not None)])[0])
+
+    def _compare_with_grace(self, position: Position, seconds: float) -> None:
+        """Says it once if a stop, which waits for a step and its checkpoint, outlasts the launcher's patience."""
+        if self.launcher is not None and not self.warned and (text := self.launcher.too_short(seconds)):
+            self.telemetry.event(position.step, "grace", text)
+            self.warned = True
 
     def _loader(self, position: Position, last: int) -> Loader:
         config = self.config
@@ -354,6 +370,11 @@ class Trainer:
         self.telemetry.row("eval", position.step, results=results)
 
 
-def train(config: TrainConfig) -> Outcome:
-    """Runs one configuration in this process (one rank of it). See `TrainConfig`."""
-    return Trainer(config).run()
+def train(config: TrainConfig, launcher: Launcher | None = None) -> Outcome:
+    """Runs one configuration in this process (one rank of it). See `TrainConfig`.
+
+    Args:
+        config: of the run.
+        launcher: who started this process as a rank, where that was found out before; the run ends when that ends.
+    """
+    return Trainer(config, launcher).run()

@@ -24,9 +24,9 @@ from data_pipeline import Batch
 from pretrain.config import TrainConfig
 from pretrain.distributed import World
 from pretrain.engine import Engine
-from pretrain.guards import StopSignal
 from pretrain.loss_record import in_global_batch
 from pretrain.phase_times import PhaseTimes
+from pretrain.stop_signal import StopSignal
 from pretrain.transfers import Reading, on_device
 
 Item = TypeVar("Item")
