@@ -1,4 +1,4 @@
-"""How many graphs torch.compile makes of a task's forward pass and where it breaks: what a compiler would get to fuse."""
+"""How many graphs torch.compile makes of a task's forward pass, and where it breaks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Graphs:
 
 @contextmanager
 def counted_graphs() -> Iterator[Graphs]:
-    """Counts what `torch.compile` captures in the body of a `with`; the graphs run as they are, without code of their own.
+    """Counts what `torch.compile` captures in the body of a `with`; the graphs run as they are, without generated code.
 
-    Shapes and the graphs before backward do not depend on the device, so this needs none.
+    What is captured does not depend on the device, so this needs none.
     """
     graphs, compile_ = Graphs(), torch.compile
     counter = CompileCounterWithBackend("eager")
@@ -39,7 +39,7 @@ def counted_graphs() -> Iterator[Graphs]:
 
     torch._dynamo.reset()
     counters.clear()
-    torch.compile = counting  # `nn.Module.compile` has no backend of its own to give
+    torch.compile = counting  # the product names no backend
     try:
         yield graphs
     finally:

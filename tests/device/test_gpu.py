@@ -1,5 +1,6 @@
-"""What only a CUDA device can show: `make gpu-check` runs these there. Where the same lines say something on a CPU, they
-run there too, so that they are known to run.
+"""What only a CUDA device can show: `make gpu-check` runs these there.
+
+Where the same lines say something on a CPU, they run there too, so that they are known to run.
 
     python -m pytest tests/device -m gpu
 """
