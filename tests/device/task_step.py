@@ -41,7 +41,7 @@ def prepare(
     task = config.task
     sources, _ = task.training_sources()
     model = task.build_model(config.seed)
-    task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile)
+    task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile is True)
     batch = task.collate([sources[0].sample(index) for index in range(size)])
     batch = {**batch, "sample_ids": torch.arange(size), "step": torch.tensor(STEP)}
     return Ready(task, TaskModule(task, model.to(dtype)).train(), batch)
