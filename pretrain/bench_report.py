@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from pretrain.bench import STAGES, BenchConfig, Candidate, Findings, search
 from pretrain.bench_run import Runner, describe, machine, settings
 from pretrain.config import TrainConfig
 from pretrain.durable import write_whole
-from pretrain.engine import accumulation_steps, engine_at_stage, resolve_precision
+from pretrain.engine import accumulation_steps
 from pretrain.errors import ConfigurationError
 from pretrain.interruption import terminable
 from pretrain.pipeline import StepFailed
+from pretrain.precision import resolve_precision
 
 USUAL_LAUNCHES = 10
 CPU_RANKS = 2
@@ -210,14 +211,13 @@ def _ranks_here() -> int:
 
 
 def _precisions(config: TrainConfig) -> dict[int, str]:
-    """What each stage trains in: without ZeRO that is fp32."""
-    sharded = resolve_precision(replace(config, engine=engine_at_stage(config.engine, 1)))
-    return {stage: sharded if stage else "fp32" for stage in STAGES}
+    """What each stage trains in."""
+    return dict.fromkeys(STAGES, resolve_precision(config))
 
 
 def _own(config: TrainConfig) -> Candidate:
     engine = config.engine
-    return Candidate(engine.zero_stage, config.batch.micro_size, engine.compile, resolve_precision(config))
+    return Candidate(engine.zero_stage, config.batch.micro_size, engine.compile is True, resolve_precision(config))
 
 
 def _allowed(config: TrainConfig, ranks: int) -> Callable[[int], bool]:

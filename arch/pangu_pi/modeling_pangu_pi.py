@@ -200,15 +200,6 @@ class PanguPiModel(PanguPiPreTrainedModel):
 
     forward = LlamaModel.forward
 
-    def compile_layers(self, **options: Any) -> None:
-        """Compile every decoder layer in place (`torch.compile` options); parameter names do not change.
-
-        All layers share one compiled graph, so this costs one layer's compilation, and the choice between a causal
-        kernel and a packed-row mask stays outside, where it depends on the data.
-        """
-        for layer in self.layers:
-            layer.compile(**options)
-
 
 class PanguPiForCausalLM(PanguPiPreTrainedModel, GenerationMixin):
     """The decoder stack and a language-model head; takes and returns what `LlamaForCausalLM` does."""

@@ -65,6 +65,7 @@ class DecoderTask(Task):
     attention: str = AUTO
     """What was asked for."""
     _planned_for = "cuda"
+    compiled_on_accelerators = True
 
     def __init__(
         self,
@@ -197,12 +198,6 @@ class DecoderTask(Task):
     def load_model(self, directory: Path) -> nn.Module:
         disable_progress_bar()  # it would tear the caller's own bar apart
         return load_causal_lm(directory, attn_implementation=built_with(self.attention))
-
-    def prepare_model(self, model: nn.Module, activation_checkpointing: bool, compile_model: bool) -> None:
-        super().prepare_model(model, activation_checkpointing, compile_model=False)
-        if compile_model:
-            # Block by block: compiles once for all layers and leaves ZeRO's hooks outside of the graphs.
-            model.model.compile_layers()  # type: ignore[union-attr, operator]
 
     def collate(self, samples: list[dict[str, np.ndarray]]) -> Batch:
         return collate_tokens(samples)
