@@ -156,19 +156,19 @@ def checkpoints(ranks: int, hashed_mb: int) -> list[Row]:
             _empty_checkpoint(root / f"step_{step:08d}", ranks)
         newest = root / "step_00000200"
         seconds, hashes = timed(lambda: file_hashes(newest))
-        rows.append(row(f"file_hashes, {len(hashes):,} tiny files", seconds, "rank 0, at every save"))
+        rows.append(row(f"file_hashes, {len(hashes):,} tiny files", seconds, "all ranks together, at every save"))
         for path in (root / "step_00000100", newest):
             position = {"step": 0, "data_step": 0, "skipped": 0}
             made = {"world_size": ranks, "zero_stage": 3, "identity": {"order": {"batch_size": ranks}}}
             (path / META_NAME).write_text(json.dumps(position | made | {"sha256": hashes}))
         seconds, _ = timed(lambda: [fsync(path) for path in newest.rglob("*")])
-        rows.append(row("fsync of each of them", seconds, "rank 0; a round trip each on network storage"))
+        rows.append(row("fsync of each of them", seconds, "all ranks together; a round trip each on network storage"))
         rows.append(Row("meta.json", (newest / META_NAME).stat().st_size / 1e6, "MB", "read by every rank at a resume"))
         saved = Checkpoints(Path(folder), CheckpointConfig(keep=1), World.alone("cpu"))
         rows.append(row("newest_checkpoints", timed(lambda: newest_checkpoints(folder))[0], "every rank"))
         seconds, found = timed(saved.find)
         assert found is not None and found.path == newest
-        rows.append(row("Checkpoints.find, checksums included", seconds, "rank 0 hashes, the others wait"))
+        rows.append(row("Checkpoints.find, checksums included", seconds, "one process; the ranks share the hashing"))
         seconds, _ = timed(saved._prune)
         assert newest_checkpoints(folder) == [newest]
         rows.append(row(f"pruning one checkpoint of {len(hashes):,} files", seconds, "rank 0"))

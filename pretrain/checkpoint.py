@@ -9,7 +9,8 @@
     checkpoints/whole_00000100_1f0c.../ made from engine/ when the run goes on with other ranks or at another ZeRO stage
 
 A kill at any moment leaves either a complete directory or one that ends in `.tmp`, which nobody reads and the next save
-removes. Resume takes the newest directory whose files match their checksums and says which ones it passed over.
+removes. Resume takes the newest directory whose files match their checksums and says which ones it passed over. Every
+rank hashes what it wrote, when saving, and a share of all files when resuming.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from pretrain.config import CheckpointConfig
 from pretrain.distributed import World
 from pretrain.durable import fsync
 from pretrain.engine import Engine
-from pretrain.engine_files import check_engine_files, contained
+from pretrain.engine_files import check_engine_files, contained, recorded
 from pretrain.errors import CheckpointError
 from pretrain.resharding import restore
-from pretrain.sealed import META_NAME, Sealed, check_files, read_sealed, seal
+from pretrain.sealed import META_NAME, Sealed, check_files, file_hashes, read_sealed, seal
 from pretrain.whole_state import WholeState, write_whole_state
 
 logger = logging.getLogger(__name__)
@@ -138,12 +139,17 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         self.world.barrier()
         try:
-            engine.wrapped.save_checkpoint(str(temporary), ENGINE_TAG, save_latest=False)
+            with recorded(engine.wrapped) as written:
+                engine.wrapped.save_checkpoint(str(temporary), ENGINE_TAG, save_latest=False)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             # Others may be waiting in there for this rank: it cannot ask how they fared, and must not wait for them.
             raise self._failed(final, str(error) or type(error).__name__) from error
         state = engine.state_dict()
-        failure = self._collectively(lambda: self._finish(engine, position, identity, state, temporary))
+        hashes: dict[str, str] = {}
+        failure = self._collectively(lambda: hashes.update(_settle(temporary, written)))
+        if failure is None:
+            known = {name: value for part in self.world.gather(hashes) for name, value in part.items()}
+            failure = self._collectively(lambda: self._finish(engine, position, identity, state, known, temporary))
         if failure is not None:
             raise self._failed(final, failure)
         return final
@@ -176,7 +182,13 @@ class Checkpoints:
         return Saved.read(self._at(step))
 
     def _finish(
-        self, engine: Engine, position: Position, identity: dict[str, Any], state: Any, temporary: Path
+        self,
+        engine: Engine,
+        position: Position,
+        identity: dict[str, Any],
+        state: Any,
+        known: dict[str, str],
+        temporary: Path,
     ) -> None:
         """Rank 0: the loadable model, meta.json, fsync, rename, `latest`, pruning."""
         if not self.world.is_main:
@@ -184,9 +196,10 @@ class Checkpoints:
         final = self._at(position.step)
         engine.task.save_pretrained(engine.model, state, temporary)
         made = {"world_size": self.world.size, "zero_stage": engine.stage, "identity": identity}
-        seal(temporary, format=1, **asdict(position), **made)
+        seal(temporary, known, format=1, **asdict(position), **made)
         for path in (*temporary.rglob("*"), temporary):
-            fsync(path)
+            if str(path.relative_to(temporary)) not in known:
+                fsync(path)
         if final.exists():  # the same step again, after a rollback
             shutil.rmtree(final)
         temporary.rename(final)
@@ -212,13 +225,12 @@ class Checkpoints:
         """
         candidates = newest_checkpoints(self.run)
         for path in candidates:
-            problem = None
-            if self.world.is_main:
-                problem = check_files(path) if self.config.verify else None
-                if problem:
-                    logger.warning("passing over %s: %s", path, problem)
-            if not self.world.sum([float(problem is not None)])[0]:
+            mine = check_files(path, self.world.rank, self.world.size) if self.config.verify else None
+            problems = [problem for problem in self.world.gather(mine) if problem]
+            if not problems:
                 return Saved.read(path)
+            if self.world.is_main:
+                logger.warning("passing over %s: %s", path, problems[0])
         if candidates:
             raise CheckpointError(
                 f"{self.directory}: none of its {len(candidates)} checkpoints is complete and undamaged. Restore one "
@@ -275,3 +287,11 @@ class Checkpoints:
             raise CheckpointError(f"{saved.path}: {change}: {failure}")
         with WholeState(whole) as state:
             restore(engine, state)
+
+
+def _settle(folder: Path, written: list[Path]) -> dict[str, str]:
+    """The SHA-256 of files that this rank has just written, by name below `folder`; forces them to disk."""
+    hashes = file_hashes(folder, [str(path.relative_to(folder)) for path in written])
+    for path in written:
+        fsync(path)
+    return hashes

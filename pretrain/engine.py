@@ -20,6 +20,8 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import parameter_offload
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import Tensor, nn
 
 from pretrain.config import EngineConfig, TrainConfig
@@ -246,14 +248,22 @@ class Engine:
                     parameter.grad.mul_(factor)
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """Whole weights of the task's model on rank 0, None elsewhere. Collective: call on every rank."""
+        """Whole weights of the task's model on rank 0, on the host; None elsewhere. Collective: call on every rank.
+
+        Each tensor owns its memory, tied ones together: whoever writes them has no reason to copy them once more.
+        """
         if self.stage == 3:
             whole = self.wrapped._zero3_consolidated_16bit_state_dict()
         else:
             whole = self.wrapped.module.state_dict() if self.world.is_main else None
         if whole is None or not self.world.is_main:
             return None
-        return {name.removeprefix("model."): tensor for name, tensor in whole.items()}
+        copies: dict[tuple[int, torch.Size], Tensor] = {}
+        for tensor in whole.values():
+            key = (tensor.data_ptr(), tensor.shape)
+            if key not in copies:
+                copies[key] = _on_host(tensor)
+        return {name.removeprefix("model."): copies[tensor.data_ptr(), tensor.shape] for name, tensor in whole.items()}
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
@@ -270,3 +280,23 @@ class Engine:
         if self._hook is not None:
             self._hook.remove()
         self.wrapped.destroy()
+        if self.stage == 3:
+            _forget_module()
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """The tensor on the host, in memory of its own: under ZeRO parameters are views of one large vector."""
+    host = tensor.detach().to("cpu")
+    return host if host.untyped_storage().nbytes() == host.nbytes else host.clone()
+
+
+def _forget_module() -> None:
+    """Empties what DeepSpeed keeps of a module at stage 3 beyond its engine's end, and with it all parameters.
+
+    That is a global stack of modules, and a cache of a method, inside its decorator.
+    """
+    parameter_offload.FWD_MODULE_STACK.clear()
+    for method in vars(PartitionedParameterCoordinator).values():
+        for cell in getattr(method, "__closure__", None) or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()

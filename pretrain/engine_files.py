@@ -84,6 +84,23 @@ def contained(wrapped: Any) -> Iterator[None]:
         del reader.load
 
 
+@contextmanager
+def recorded(wrapped: Any) -> Iterator[list[Path]]:
+    """For the body of a `with`: a list that the files join which this rank's engine writes."""
+    writer, written = wrapped.checkpoint_engine, []
+    save = writer.save
+
+    def record(state_dict: Any, path: Any, *arguments: Any, **options: Any) -> Any:
+        written.append(Path(path))
+        return save(state_dict, path, *arguments, **options)
+
+    writer.save = record
+    try:
+        yield written
+    finally:
+        del writer.save
+
+
 def _forbidden(path: Path) -> str | None:
     """What the pickle names that it may not, as a sentence; None where that cannot be told."""
     try:

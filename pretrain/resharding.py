@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pretrain.engine import Engine
 from pretrain.errors import CheckpointError
 from pretrain.master_weights import MasterWeights
-from pretrain.whole_state import MOMENTUM, PREFIX, WEIGHT, State, WholeState
+from pretrain.whole_state import MOMENTUM, PREFIX, WEIGHT, WholeState
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Piece:
     start: int
     """Of the piece in the whole parameter, in elements."""
     size: int
+    whole_momentum: bool
+    """Whether the optimizer keeps the momentum of the whole parameter, though it updates only this piece of it."""
     muon: bool
 
 
@@ -49,15 +51,17 @@ def restore(engine: Engine, whole: WholeState) -> None:
     momenta: dict[Tensor, list[Tensor]] = {}
     with torch.no_grad():
         for piece in _pieces(engine):
-            state = whole.of(piece.name, piece.shape)
-            _check_optimizer(piece, state, whole)
-            _put(piece.flat, piece, state.pop(WEIGHT))
+            keys = whole.keys(piece.name, piece.shape)
+            _check_optimizer(piece, keys, whole)
+            _put(piece.flat, piece, whole.part(WEIGHT, piece.name, piece.start, piece.size))
             kept: dict[str, Any] = base.state.setdefault(piece.flat, {})
-            for key, value in state.items():
+            for key in keys - {WEIGHT}:
+                if piece.whole_momentum:
+                    momenta.setdefault(piece.flat, []).append(whole.part(key, piece.name, 0, piece.shape.numel()))
+                    continue
+                value = whole.part(key, piece.name, piece.start, piece.size)
                 if value.ndim == 0:
                     kept[key] = value.to(piece.flat.device) if value.is_floating_point() else int(value)
-                elif piece.muon and _keeps_whole_momenta(engine):
-                    momenta.setdefault(piece.flat, []).append(value.flatten())
                 else:
                     kept.setdefault(key, torch.zeros_like(piece.flat))
                     _put(kept[key], piece, value)
@@ -73,18 +77,17 @@ def _base_optimizer(engine: Engine) -> torch.optim.Optimizer:
     return engine.wrapped.optimizer.optimizer if engine.stage else engine.wrapped.optimizer
 
 
-def _keeps_whole_momenta(engine: Engine) -> bool:
-    """Whether Muon's momentum is not cut as the weights are: BF16_Optimizer cuts both alike."""
-    return engine.stage in (1, 2) and not isinstance(engine.wrapped.optimizer, BF16_Optimizer)
+def _keeps_whole_momenta(zero: Any) -> bool:
+    """Whether Muon's momentum is not cut as the weights are at stages 1 and 2: BF16_Optimizer and the host cut both."""
+    return not isinstance(zero, BF16_Optimizer) and not zero.cpu_offload
 
 
-def _put(flat: Tensor, piece: Piece, whole: Tensor) -> None:
-    values = whole.flatten()[piece.start : piece.start + piece.size]
+def _put(flat: Tensor, piece: Piece, values: Tensor) -> None:
     flat.view(-1)[piece.begin : piece.begin + piece.size].copy_(values)
 
 
-def _check_optimizer(piece: Piece, state: State, whole: WholeState) -> None:
-    found = set(state) - {WEIGHT}
+def _check_optimizer(piece: Piece, keys: set[str], whole: WholeState) -> None:
+    found = keys - {WEIGHT}
     expected = {MOMENTUM} if piece.muon else {"exp_avg", "exp_avg_sq", "step"}
     if found and found != expected:  # nothing is kept of a parameter that has never been updated
         raise CheckpointError(
@@ -98,7 +101,7 @@ def _pieces(engine: Engine) -> Iterator[Piece]:
     if engine.stage == 0:
         for group, held in zip(engine.groups, engine.optimizer.param_groups, strict=True):
             for name, parameter in zip(group.parameter_names, held["params"], strict=True):
-                yield Piece(parameter, 0, name, parameter.shape, 0, parameter.numel(), group.use_muon)
+                yield Piece(parameter, 0, name, parameter.shape, 0, parameter.numel(), False, group.use_muon)
         return
     zero = engine.wrapped.optimizer
     if engine.stage == 3:
@@ -108,7 +111,8 @@ def _pieces(engine: Engine) -> Iterator[Piece]:
                 share, whole = parameter.partition_numel(), parameter.ds_numel
                 start = min(engine.world.rank * share, whole)
                 size = min(share, whole - start)
-                yield Piece(flat, begin, *_known(zero, parameter, parameter.ds_shape), start, size, _is_muon(parameter))
+                known, muon = _known(zero, parameter, parameter.ds_shape), _is_muon(parameter)
+                yield Piece(flat, begin, *known, start, size, False, muon)
                 begin += share
         return
     if isinstance(zero, BF16_Optimizer):
@@ -119,8 +123,8 @@ def _pieces(engine: Engine) -> Iterator[Piece]:
         for parameter in parameters:
             if (mapping := parameter._hp_mapping) is not None:
                 place, start = mapping.get_hp_fragment_address(), mapping.lp_fragment_address.start
-                known = _known(zero, parameter, parameter.shape)
-                yield Piece(flat, place.start, *known, start, place.numel, _is_muon(parameter))
+                known, muon = _known(zero, parameter, parameter.shape), _is_muon(parameter)
+                yield Piece(flat, place.start, *known, start, place.numel, muon and _keeps_whole_momenta(zero), muon)
 
 
 def _known(zero: Any, parameter: nn.Parameter, shape: torch.Size) -> tuple[str, torch.Size]:

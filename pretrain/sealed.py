@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,19 @@ class Sealed:
     """SHA-256 by file, as paths below the folder."""
 
 
-def seal(folder: Path, **fields: Any) -> None:
-    """Writes a folder's meta.json: `fields`, the SHA-256 of every other file, and its own."""
-    content = json.loads(json.dumps({**fields, "sha256": file_hashes(folder)}))  # as it will be read
+def seal(folder: Path, known: Mapping[str, str] | None = None, **fields: Any) -> None:
+    """Writes a folder's meta.json: `fields`, the SHA-256 of every other file, and its own.
+
+    Args:
+        folder: what is sealed.
+        known: SHA-256 of files that whoever wrote them has hashed, by relative name; the others are hashed here.
+        fields: what else to say.
+    """
+    known = known or {}
+    hashes = dict(
+        sorted({**file_hashes(folder, [path for path in _names(folder) if path not in known]), **known}.items())
+    )
+    content = json.loads(json.dumps({**fields, "sha256": hashes}))  # as it will be read
     (folder / META_NAME).write_text(json.dumps({**content, OWN: _own(content)}, indent=1))
 
 
@@ -55,15 +66,26 @@ def read_sealed(path: Path, kind: type[SealedType] = Sealed) -> SealedType:  # t
     return meta
 
 
-def file_hashes(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file below `directory` except meta.json, by relative name."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != META_NAME)
+def file_hashes(directory: Path, names: Sequence[str] | None = None) -> dict[str, str]:
+    """SHA-256 by relative name: of the named files below `directory`, or of all except meta.json."""
+    names = _names(directory) if names is None else names
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing releases the interpreter lock
-        return dict(zip((str(p.relative_to(directory)) for p in files), pool.map(_sha256, files), strict=True))
+        return dict(zip(names, pool.map(_sha256, (directory / name for name in names)), strict=True))
 
 
-def check_files(path: Path) -> str | None:
-    """What is wrong with such a folder, or None."""
+def _names(directory: Path) -> list[str]:
+    """Every file below `directory` except meta.json, relative to it."""
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.name != META_NAME)
+
+
+def check_files(path: Path, rank: int = 0, ranks: int = 1) -> str | None:
+    """What is wrong with such a folder, or None.
+
+    Args:
+        path: the folder.
+        rank: which share of the files to hash, where several processes check one folder.
+        ranks: how many processes do.
+    """
     try:
         expected: dict[str, str] = read_sealed(path / META_NAME).sha256
     except CheckpointError as error:
@@ -72,8 +94,8 @@ def check_files(path: Path) -> str | None:
         return f"{links[0]} is a link, which may lead out of the folder"
     if missing := sorted(name for name in expected if not (path / name).is_file()):
         return f"{missing[0]} is missing"
-    actual = file_hashes(path)
-    damaged = sorted(name for name in expected if actual.get(name) != expected[name])
+    actual = file_hashes(path, sorted(expected)[rank::ranks])
+    damaged = [name for name, found in actual.items() if found != expected[name]]
     return f"{damaged[0]} does not match its checksum" if damaged else None
 
 

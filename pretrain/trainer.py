@@ -8,6 +8,7 @@ seeded per step, learning rates are computed, so resuming is loading one checkpo
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from enum import Enum
@@ -117,27 +118,32 @@ class Trainer:
             held_out = {name: source.identity() for name, source in self.validation.items()}
             agree_on_data(self.world, self._identity() | {"held out": held_out})
             while True:
-                self.heartbeat.enter("start", 0)
-                engine = Engine(self.config, self.task, self.world)
-                position = self._restore(engine, resume_from)
-                self._describe()
-                self.status.update(first_step=position.step)
-                self.telemetry.open(position.step)
-                try:
-                    self._audit(engine, position)
-                    if self.config.validation.at_start and position.step == 0:
-                        self._validate(engine, position)
-                    outcome = self._all_rounds(engine, position, stop)
-                except BaseException:
-                    self.telemetry.close()
-                    if self.world.size == 1:  # of several, the others may wait in a collective, and this one for them
-                        engine.close()
-                    raise
-                self.telemetry.close()
-                engine.close()
+                outcome, resume_from = self._attempt(resume_from, stop)
                 if outcome is not Outcome.ROLLED_BACK:
                     return outcome
-                resume_from = position.data_step
+                gc.collect()  # the engine is gone, its cycles are not: the next one must not stand beside it in memory
+
+    def _attempt(self, resume_from: int | None, stop: StopSignal) -> tuple[Outcome, int]:
+        """One engine from its making to its end; returns how it ended, and the batch at which data continues."""
+        self.heartbeat.enter("start", 0)
+        engine = Engine(self.config, self.task, self.world)
+        position = self._restore(engine, resume_from)
+        self._describe()
+        self.status.update(first_step=position.step)
+        self.telemetry.open(position.step)
+        try:
+            self._audit(engine, position)
+            if self.config.validation.at_start and position.step == 0:
+                self._validate(engine, position)
+            outcome = self._all_rounds(engine, position, stop)
+        except BaseException:
+            self.telemetry.close()
+            if self.world.size == 1:  # of several, the others may wait in a collective, and this one for them
+                engine.close()
+            raise
+        self.telemetry.close()
+        engine.close()
+        return outcome, position.data_step
 
     def _all_rounds(self, engine: Engine, position: Position, stop: StopSignal) -> Outcome:
         """The rest of this round and those after it; between two rounds the units of the next are chosen."""

@@ -14,6 +14,7 @@ the model. They are read as `engine_files.py` says: nothing but tensors and a fe
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -103,39 +104,50 @@ class WholeState:
         self.folder = folder
         self._files = ExitStack()
         self._where: dict[str, Any] = {}
+        self._kinds: set[str] = set()
 
     def __enter__(self) -> WholeState:
         for path in sorted(self.folder.glob("*.safetensors")):
             file = self._files.enter_context(safe_open(path, "pt"))
             self._where |= dict.fromkeys(file.keys(), file)
+        self._kinds = {key.partition("/")[0] for key in self._where}
         return self
 
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
-    def of(self, name: str, shape: torch.Size) -> State:
-        """The state of one parameter.
+    def keys(self, name: str, shape: torch.Size) -> set[str]:
+        """What is kept of one parameter: WEIGHT and the optimizer's own names.
 
         Raises:
-            CheckpointError: there is none, or its shape is another.
+            CheckpointError: there is nothing, or its shape is another.
         """
-        found = {key: self._where[f"{key}/{name}"].get_tensor(f"{key}/{name}") for key in self._keys(name)}
-        if WEIGHT not in found or found[WEIGHT].shape != shape:
-            there = tuple(found[WEIGHT].shape) if WEIGHT in found else "nothing"
+        found = {key for key in self._kinds if f"{key}/{name}" in self._where and key != BUFFER}
+        there = tuple(self._slice(WEIGHT, name).get_shape()) if WEIGHT in found else "nothing"
+        if there != tuple(shape):
             raise CheckpointError(f"{self.folder}: {name} is {tuple(shape)} in the model and {there} there")
         return found
+
+    def part(self, key: str, name: str, start: int, size: int) -> Tensor:
+        """The elements [start, start + size) of a flattened tensor; a number (no dimensions) is given whole.
+
+        Only the rows that hold them are read: a rank that holds a thousandth of a model reads no more of it.
+        """
+        tensor = self._slice(key, name)
+        shape = tensor.get_shape()
+        if not shape:
+            return self._where[f"{key}/{name}"].get_tensor(f"{key}/{name}")
+        width = math.prod(shape[1:])
+        first, last = start // width, -(-(start + size) // width)
+        return tensor[first:last].flatten()[start - first * width :][:size]
+
+    def _slice(self, key: str, name: str) -> Any:
+        return self._where[f"{key}/{name}"].get_slice(f"{key}/{name}")
 
     def buffers(self) -> dict[str, Tensor]:
         """The model's persistent buffers, by name."""
         names = [key.partition("/")[2] for key in self._where if key.startswith(f"{BUFFER}/")]
         return {name: self._where[f"{BUFFER}/{name}"].get_tensor(f"{BUFFER}/{name}") for name in names}
-
-    def _keys(self, name: str) -> list[str]:
-        return [
-            key
-            for key in {key.partition("/")[0] for key in self._where}
-            if f"{key}/{name}" in self._where and key != BUFFER
-        ]
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -158,13 +170,33 @@ def _read_partitions(
     by_rank = {name[name.index(PARTITION) :]: name for name in files if PARTITION in name}
     wanted = [f"{PARTITION}{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)]
     parts = [_load(engine_files / by_rank.get(name, name))["optimizer_state_dict"] for name in wanted]
-    read_group = _read_cut_parameters if stage == 3 else _read_cut_vector
+    whole_momenta = _keeps_whole_momenta(content, parts[0])
     for group, shapes in enumerate(content["param_shapes"]):
-        for name, pieces in read_group(parts, group, shapes).items():
+        if stage == 3:
+            by_name = _read_cut_parameters(parts, group, shapes)
+        else:
+            by_name = _read_cut_vector(parts, group, shapes, whole_momenta)
+        for name, pieces in by_name.items():
             yield name.removeprefix(PREFIX), _joined(pieces, torch.Size(shapes[name]))
 
 
-def _read_cut_vector(parts: list[dict[str, Any]], group: int, shapes: Mapping[str, Any]) -> dict[str, list[State]]:
+def _keeps_whole_momenta(content: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    """Whether Muon kept the momentum of every matrix whole on each rank that has a piece of it, at stages 1 and 2.
+
+    It does on the device, one matrix after the other; on the host, and in the optimizer that DeepSpeed takes at stage 1
+    for gradients in fp32, which names no stage in its files, momenta are cut like the weights.
+
+    Args:
+        content: the engine's model file.
+        part: the optimizer's state of one rank.
+    """
+    offload = content["ds_config"].get("zero_optimization", {}).get("offload_optimizer") or {}
+    return offload.get("device", "none") == "none" and "zero_stage" in part
+
+
+def _read_cut_vector(
+    parts: list[dict[str, Any]], group: int, shapes: Mapping[str, Any], whole_momenta: bool
+) -> dict[str, list[State]]:
     """Stages 1 and 2: each parameter's pieces, by rank."""
     pieces: dict[str, list[State]] = {name: [] for name in shapes}
     for part in parts:
@@ -172,8 +204,7 @@ def _read_cut_vector(parts: list[dict[str, Any]], group: int, shapes: Mapping[st
         state = {WEIGHT: flat, **_tensors(part["base_optimizer_state"]["state"].get(group, {}))}
         places = part["param_slice_mappings"][group]
         sizes = {name: torch.Size(shapes[name]).numel() for name in places}
-        # Muon without offload keeps the whole momentum of each matrix that the rank has a piece of.
-        matrices = [key for key in state if key == MOMENTUM and state[key].numel() == sum(sizes.values())]
+        matrices = [key for key in state if key == MOMENTUM and whole_momenta]
         begin = 0
         for name, place in places.items():
             cuts = dict.fromkeys(state, slice(place.start, place.start + place.numel))

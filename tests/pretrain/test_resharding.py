@@ -57,6 +57,9 @@ OFFLOADED = [
     (Setup(2, 2, offload="cpu"), Setup(1, 2, offload="cpu")),
     (Setup(1, 3, offload="cpu"), Setup(2, 3)),
     (Setup(2, 2), Setup(1, 3, offload="cpu")),
+    (Setup(1, 2, "muon", offload="cpu"), Setup(2, 2, "muon", offload="cpu")),
+    (Setup(3, 1, "muon", offload="cpu"), Setup(2, 2, "muon")),
+    (Setup(2, 1, "muon"), Setup(3, 1, "muon", offload="cpu")),
 ]
 CHANGES = [*PLAIN, *BF16, *OFFLOADED]
 """How the first part of a run is trained, and the second."""
