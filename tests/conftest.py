@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.processor import pretend_processor
+
 pytest_plugins = ["tests.trained"]
+
+pretend_processor()
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

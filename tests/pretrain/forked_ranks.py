@@ -99,6 +99,9 @@ def _call(rank: int, ranks: int, port: int, function: Callable[[Any], None], arg
 def _train(runs: Sequence[Sequence[str]]) -> None:
     from pretrain.command_line import parse
     from pretrain.trainer import train
+    from tests.processor import pretend_processor
+
+    pretend_processor()
 
     for arguments in runs:
         train(parse(arguments)[0])
