@@ -1,8 +1,8 @@
 """Lets the tests run as on another processor: with the half types that DeepSpeed is told it has.
 
-Newton-Schulz of Muon runs in the type that `is_fp16_supported` and `is_bf16_supported` name, so what a test sees depends on
-the processor. `TEST_FP16` and `TEST_BF16` (0 or 1) in the environment decide it instead; `make test-processors` runs
-what depends on it with each, and with the instruction sets that torch and oneDNN can be told to use.
+Newton-Schulz of Muon runs in the type that `is_fp16_supported` and `is_bf16_supported` name, so what a test sees
+depends on the processor. `TEST_FP16` and `TEST_BF16` (0 or 1) in the environment decide it instead; `make
+test-processors` runs what depends on it with each, and with the instruction sets that torch and oneDNN can be told of.
 """
 
 from __future__ import annotations
