@@ -7,6 +7,7 @@ model_config.py   load_model_config: YAML of configs/models/, a transformers dir
 loading.py        load_causal_lm: an export, a checkpoint, a plain LLaMA directory or a GGUF file -> the model
 tokenizer_files.py  when a folder holds a tokenizer, and the known list of its files that goes into an export
 caches.py         where libraries keep their caches when HOME cannot be written
+packed_attention.py  documents of packed rows kept apart without a mask of S x S numbers
 accounting.py     count_parameters, count_flops: exact, by arithmetic, for any size; inspection.py prints them
 export.py         export_model: transformers format, verified by reload_check.py in a fresh process
 parseq/           text recognition; its own front: arch.parseq
