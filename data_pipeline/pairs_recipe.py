@@ -5,6 +5,7 @@ There is no bos, eos or separator: positions alone tell images apart (spec delvm
 Cost: that of cutting the images (visual_pairs.py) and the tokenizer's.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -106,7 +107,8 @@ class PairsRecipe:
 
         self.config, self.pairs = config, pairs
         self.tokenizer = load_visual_tokenizer(directory)
-        self.inputs = [str(Path(entry).resolve()) for entry in config.input]
+        # The path of a link, not of its target: its name says how to read it.
+        self.inputs = [os.path.abspath(entry) for entry in config.input]  # noqa: PTH100
 
     def plan(self) -> Plan:
         """Stretches of items; an item's size is that of the pixels to encode, which is what takes the time."""

@@ -21,7 +21,6 @@ from data_pipeline.errors import PrepareError
 from data_pipeline.meta import write_json_atomically
 from data_pipeline.prepare_config import PrepareConfig
 from tokenizer.documents import LINES, columns_for, list_files, looks_local
-from tokenizer.documents import refuse_twice as refuse_files_twice
 from tokenizer.folder_files import readable
 from tokenizer.text_streams import compression_of, damage_named, kind_of
 
@@ -100,11 +99,14 @@ def part_bytes_for(config: PrepareConfig, size: int) -> int:
 
 
 def refuse_twice(paths: Iterable[str]) -> None:
-    """Raise PrepareError if a path comes twice."""
-    try:
-        refuse_files_twice(paths, "`input`")
-    except ValueError as error:
-        raise PrepareError(str(error)) from None
+    """Raise PrepareError if a path comes twice, perhaps by way of a link."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real in seen:
+            also = "" if seen[real] == path else f" (as {readable(seen[real])})"
+            raise PrepareError(f"{readable(path)}: given twice in `input`{also}; its documents would be there twice")
+        seen[real] = path
 
 
 def is_compressed(path: str) -> bool:

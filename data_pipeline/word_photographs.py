@@ -14,7 +14,7 @@ SMALLEST = 64
 
 
 def read_photographs(entries: Sequence[str]) -> list[Image.Image]:
-    """The images of files, folders (not of folders in them) and .parquet files with a column `image`, in that order.
+    """The images of files, folders (at any depth) and .parquet files with a column `image`, in that order.
 
     Raises:
         SourceError: no image of at least 64 x 64 pixels.

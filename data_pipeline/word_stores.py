@@ -185,8 +185,8 @@ class FolderWords(FileImages):
         super().__init__([entry.file for entry in labelled])
         self.folder = label_file.parent
         self.labels: Sequence[str] = [entry.label for entry in labelled]
-        named = {entry.file.resolve() for entry in labelled}
-        if others := [file for file in find_files(self.folder, SUFFIXES).files if file.resolve() not in named]:
+        named = {os.path.normpath(entry.file) for entry in labelled}
+        if others := [file for file in find_files(self.folder, SUFFIXES).files if os.path.normpath(file) not in named]:
             shown = ", ".join(readable(file.relative_to(self.folder)) for file in others[:EXAMPLES])
             tell(f"{readable(label_file)}: names {len(named):,} images; {len(others):,} more are not used ({shown})")
 

@@ -75,7 +75,7 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         FileNotFoundError: a path does not exist, a link leads nowhere, or a directory holds nothing readable.
         UnusedFilesError: much of a directory would be left out.
-        ValueError: a file has a suffix that no reader knows, or is given twice.
+        ValueError: a file has a suffix that no reader knows.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -94,17 +94,7 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
             raise ValueError(f"{readable(path)}: cannot read this kind of file; known are {KINDS}")
         else:
             files.append(path)
-    refuse_twice(files)
     return files
-
-
-def refuse_twice(files: Iterable[str | Path], option: str = "the input") -> None:
-    """Raises ValueError if two of the files are one, perhaps by way of a link."""
-    seen: dict[str, str | Path] = {}
-    for file in files:
-        if (first := seen.setdefault(os.path.realpath(file), file)) is not file:
-            also = "" if str(first) == str(file) else f" (as {readable(first)})"
-            raise ValueError(f"{readable(file)}: given twice in {option}{also}; its documents would be there twice")
 
 
 def read_documents(path: str | Path, text_field: str = "text", on_invalid: OnInvalid = refuse) -> Iterator[Document]:

@@ -60,8 +60,8 @@ class FolderFiles:
         Raises:
             UnusedFilesError: the others hold more than `MAX_UNUSED` of the bytes.
         """
-        used = {path.resolve() for path in self.files}
-        left = [path for path in self.unused if path.resolve() not in used]
+        behind_links = {path.resolve() for path in self.files if path.is_symlink()}
+        left = [path for path in self.unused if not behind_links or path.resolve() not in behind_links]
         if not left or not self.files:
             return self.files
         size, of_all = _bytes_of(left), _bytes_of([*self.files, *left])
@@ -95,7 +95,7 @@ def find_files(folder: Path, suffixes: Sequence[str], deep: bool = True) -> Fold
     """
     found = FolderFiles(folder)
     entered: set[str] = set()
-    taken: set[str] = set()
+    links = False
     pending = [folder]
     while pending:
         place = pending.pop()
@@ -104,13 +104,16 @@ def find_files(folder: Path, suffixes: Sequence[str], deep: bool = True) -> Fold
             continue
         entered.add(real)
         for path in _entries(place):
+            links = links or path.is_symlink()
             if path.is_dir():
                 (pending if deep else found.folders).append(path)
             elif path.name.lower().endswith(tuple(suffixes)) and path.is_file():
                 found.files.append(path)
             else:
                 found.unused.append(path)
-    found.files = [path for path in sorted(found.files) if _is_first(path, taken)]
+    found.files.sort()
+    if links:  # without one, no file is there twice; a real path costs several look-ups
+        found.files = sorted({os.path.realpath(path): path for path in reversed(found.files)}.values())
     found.unused.sort()
     found.folders.sort()
     return found
@@ -148,13 +151,6 @@ def _entries(folder: Path) -> Iterator[Path]:
         if is_data_name(path.name):
             check_link(path)
             yield path
-
-
-def _is_first(path: Path, taken: set[str]) -> bool:
-    real = os.path.realpath(path)
-    first = real not in taken
-    taken.add(real)
-    return first
 
 
 def _bytes_of(paths: Sequence[Path]) -> int:

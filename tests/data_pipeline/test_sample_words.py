@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 
 import pytest
 
 from data_pipeline.__main__ import main
+from data_pipeline.errors import SourceError
+from data_pipeline.labels import LabelRules
 from data_pipeline.sample_words import SampleWordsConfig, sample_words
+from data_pipeline.word_lists import read_words
+from tests.tokenizer.file_cases import zst
+from tokenizer.characters import CHARSETS
 
 
 def read(folder, split):
@@ -45,3 +52,36 @@ def test_what_cannot_be_split_is_refused(arguments, code, message, tmp_path, cap
     except SystemExit as end:
         found = end.code
     assert found == code and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"\xef\xbb\xbfsun moon\r\nstar\n"),
+        ("a.TXT.GZ", gzip.compress(b"sun\nmoon\nstar\n")),
+        ("a.tsv.xz", lzma.compress(b"sun moon\t7\nstar\t9\n")),
+        ("a.txt.zst", zst(b"sun\nmoon\nstar\n")),
+        ("a.json", b'[{"text": "sun moon"}, {"text": "star", "p": NaN}]'),
+    ],
+)
+def test_word_lists_are_opened_like_every_text(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    words, report = read_words([str(tmp_path / name)], LabelRules(CHARSETS["36"]))
+    assert words == ["moon", "star", "sun"] and not report.dropped and not report.altered
+
+
+def test_broken_lines_of_word_lists_follow_the_switch(tmp_path, capsys):
+    lines = "".join(f"word{number}\n" for number in range(200)).encode()
+    (tmp_path / "a.txt").write_bytes(lines + b"caf\xe9\n")
+    rules = LabelRules(CHARSETS["36"])
+    assert len(read_words([str(tmp_path / "a.txt")], rules)[0]) == 200
+    assert "a.txt, line 201: not UTF-8 (the byte 0xE9" in capsys.readouterr().err
+    assert "caf" in read_words([str(tmp_path / "a.txt")], rules, broken_text="replace")[0]
+    with pytest.raises(SourceError, match=r"a\.txt, line 201: not UTF-8"):
+        read_words([str(tmp_path / "a.txt")], rules, broken_text="refuse")
+    (tmp_path / "b.txt").write_bytes(b"one\ncaf\xe9\n")
+    with pytest.raises(SourceError, match=r"b\.txt, line 2: .*1 of 2 documents are like that, more than 1%"):
+        read_words([str(tmp_path / "b.txt")], rules)
+    (tmp_path / "c.txt").write_bytes("sun moon".encode("utf-16"))
+    with pytest.raises(SourceError, match="is UTF-16, not UTF-8"):
+        read_words([str(tmp_path / "c.txt")], rules)

@@ -104,3 +104,13 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch) -
 
 def test_names_can_be_printed_and_stored() -> None:
     assert readable("caf\udce9/文\n") == r"caf\xe9/文\x0a"
+
+
+def test_a_link_that_is_named_itself_is_read_by_its_own_suffix(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(PNGS[0])
+    write_parquet(tmp_path / "blob2", PNGS[1:3])
+    (tmp_path / "a.png").symlink_to("blob")
+    (tmp_path / "b.parquet").symlink_to("blob2")
+    for read in (by_store, by_tables):
+        assert read(tmp_path / "a.png") == PNGS[:1]
+        assert read(tmp_path / "b.parquet") == PNGS[1:3]
