@@ -154,12 +154,14 @@ def names_code(directory: Path) -> bool:
 
 def without_automatic_tokens(processor: dict[str, Any] | None) -> dict[str, Any] | None:
     """The post-processor of a tokenizer.json without the control tokens that it puts around a text."""
-    match processor:
-        case {"type": "Sequence", "processors": list(steps)}:
-            return processor | {"processors": [without_automatic_tokens(step) for step in steps]}
-        case {"type": "TemplateProcessing" | "BertProcessing" | "RobertaProcessing"}:
-            first, second = ({"Sequence": {"id": name, "type_id": place}} for place, name in enumerate("AB"))
-            return {"type": "TemplateProcessing", "single": [first], "pair": [first, second], "special_tokens": {}}
+    if not isinstance(processor, dict):
+        return processor
+    kind, steps = processor.get("type"), processor.get("processors")
+    if kind == "Sequence" and isinstance(steps, list):
+        return processor | {"processors": [without_automatic_tokens(step) for step in steps]}
+    if kind in ("TemplateProcessing", "BertProcessing", "RobertaProcessing"):
+        first, second = ({"Sequence": {"id": name, "type_id": place}} for place, name in enumerate("AB"))
+        return {"type": "TemplateProcessing", "single": [first], "pair": [first, second], "special_tokens": {}}
     return processor
 
 

@@ -52,7 +52,7 @@ class LmOptions:
     data: str | None = None
     """Folder of local benchmark files, used in place of the hub for every task that it can serve."""
     include_path: str | None = None
-    """Folder of further lm-eval YAML tasks, such as `held-out` writes. They are code: read them before you run them."""
+    """Folder of further lm-eval YAML tasks, such as `held-out` writes. They are code: read those from elsewhere."""
     num_fewshot: int | None = None
     """Examples in the prompt; None takes each task's own number."""
     limit: int | float | None = None

@@ -42,6 +42,8 @@ class HarnessModel(HFLM):
         ValueError: the tokenizer has neither a bos nor an eos token, one of which stands before every text.
     """
 
+    add_bos_token: bool | None
+
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | str = 1) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
         if self.prefix_token_id is None:
