@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM
 
 from arch import PanguPiConfig, PanguPiForCausalLM, count_flops, load_model_config
 from arch.export import llama_config
+from pretrain.compilation import blocks_of, compile_blocks
 from pretrain.loss import linear_cross_entropy
 
 Step = Callable[[], None]
@@ -67,7 +68,7 @@ def ours(config: PanguPiConfig, ids_BS: torch.Tensor, dtype: torch.dtype, compil
     """Our model and loss, as the trainer calls them."""
     model = PanguPiForCausalLM(config).to(ids_BS.device, dtype).train()
     if compiled:
-        model.model.compile_layers()
+        compile_blocks(blocks_of(model))
     labels_BS = ids_BS.roll(-1, dims=1)
     labels_BS[:, -1] = -100
     positions_BS = torch.arange(ids_BS.shape[1], device=ids_BS.device).expand_as(ids_BS)

@@ -17,17 +17,24 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data_pipeline.document_bounds import document_bounds
 from data_pipeline.errors import OrderError
 from data_pipeline.order import Order
 from data_pipeline.source import Sample, Source
+from data_pipeline.worker_signals import live_with_parent, stop_signals_held
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 Collate: TypeAlias = Callable[[list[Sample]], Batch]
 
 
 def collate_tokens(samples: Sequence[Sample]) -> Batch:
-    """Stack samples along a new first axis: {name: [S]} times B -> {name: int64 [B, S]}."""
-    return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+    """Stack samples along a new first axis: {name: [S]} times B -> {name: int64 [B, S]}.
+
+    Samples with positions also get the bounds of their documents (`document_bounds`), which are those of this batch:
+    rows cannot be taken out of it one by one.
+    """
+    batch = {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+    return batch | document_bounds(batch["position_ids"]) if "position_ids" in batch else batch
 
 
 class Loader:
@@ -89,13 +96,15 @@ class Loader:
             num_workers=num_workers,
             prefetch_factor=prefetch if num_workers else None,
             pin_memory=pin_memory,
+            worker_init_fn=live_with_parent,
         )
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        steps = iter(self._loader)
+        with stop_signals_held():
+            steps = iter(self._loader)
         return _one_ahead(steps) if self._loader.num_workers else steps
 
 

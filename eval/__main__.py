@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from eval import commands
-from tokenizer.command_line import add_config_arguments
+from pretrain.interruption import terminable
+from tokenizer.command_line import add_config_arguments, end_interrupted
 
 # command -> (its options, the module whose `run(options)` does it); modules are imported only when needed.
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -46,13 +47,16 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 1 with one line on stderr for input that cannot be used (2 comes from the parser)."""
+    """The exit code: 0, 1 with one line on stderr for unusable input, 130 if interrupted (2 comes from the parser)."""
     parsed = build_parser().parse_args(arguments)
     options_class, module = COMMANDS[parsed.command]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         options = options_class(**parsed[parsed.command].as_dict())
-        importlib.import_module(module).run(options)
+        with terminable():
+            importlib.import_module(module).run(options)
+    except KeyboardInterrupt:
+        return end_interrupted(f"eval {parsed.command}")
     except (ValueError, OSError, RuntimeError) as error:
         print(f"eval {parsed.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

@@ -74,7 +74,8 @@ class DigitsTask(Task):
         return float(len(batch["digit"]))
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
-        logits_BC = model(batch["pixels"])
+        weight = next(model.parameters())  # float32, or bf16 as on every GPU; the loader's pixels are float32
+        logits_BC = model(batch["pixels"].to(weight.dtype))
         losses_B = F.cross_entropy(logits_BC.float(), batch["digit"], reduction="none")
         right = (logits_BC.argmax(1) == batch["digit"]).float().mean()
         return LossOutput(losses_B.sum(), losses_B.detach(), torch.ones_like(losses_B), {"accuracy": right})

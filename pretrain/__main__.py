@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from data_pipeline.errors import DataError
 from pretrain import quickstart, quickstart_ocr, quickstart_vision, status_report
 from pretrain.errors import ConfigurationError
+from pretrain.interruption import terminable
 from pretrain.pipeline import StepFailed
 from pretrain.walkthrough import Walkthrough
 from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
@@ -108,7 +109,7 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Exit code: 0 done, 1 a step failed, 2 wrong arguments."""
+    """Exit code: 0 done, 1 a step failed, 2 wrong arguments, 130 interrupted."""
     if (about := RUN_COMMANDS.get(next(iter(sys.argv[1:]), ""))) is not None:
         return about(sys.argv[1], sys.argv[2:])
     parser = ArgumentParser(prog="python -m pretrain", description=__doc__)
@@ -122,7 +123,11 @@ def main() -> int:
     if parsed.command == STATUS:
         return _status(parser, parsed[STATUS].as_dict())
     try:
-        print(COMMANDS[parsed.command](parser, parsed[parsed.command].as_dict()))
+        with terminable():
+            print(COMMANDS[parsed.command](parser, parsed[parsed.command].as_dict()))
+    except KeyboardInterrupt:
+        print("the same command goes on where this one was", file=sys.stderr)
+        return end_interrupted(parsed.command)
     except (StepFailed, ConfigurationError, OSError) as error:
         print(f"{parsed.command}: {error}", file=sys.stderr)
         return 1

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from pretrain.arithmetic import describe_arithmetic
 from pretrain.checkpoint import Position
 from pretrain.config import TrainConfig
 from pretrain.distributed import World
-from pretrain.engine import Engine, resolve_precision
+from pretrain.engine import Engine
+from pretrain.precision import describe_gradients, resolve_precision
 
 
 def audit(
@@ -27,6 +29,8 @@ def audit(
         "world": f"{world.size} rank(s) on {get_accelerator().device_name()}, ZeRO stage {engine.stage}, "
         f"{torch.get_num_threads()} thread(s) per rank",
         "precision": resolve_precision(config) + (", compiled" if config.engine.compile else ""),
+        "gradients": describe_gradients(engine.wrapped),
+        "arithmetic": describe_arithmetic(),
         "batch": f"{config.batch.size} samples = {world.size} ranks x {config.batch.micro_size} x "
         f"{engine.accumulation} micro-batches ({config.batch.size * engine.task.units_per_sample()[0]:,} "
         f"{engine.task.units_per_sample()[1]})",

@@ -64,7 +64,7 @@ class Candidate:
     """Samples of one forward pass on one rank."""
     compile: bool
     precision: str
-    """fp32 or bf16: without ZeRO the engine trains in fp32 only."""
+    """fp32 or bf16."""
 
 
 @dataclass(frozen=True)

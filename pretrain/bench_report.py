@@ -8,10 +8,8 @@ RESULTS/bench.png      bars
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,11 @@ from pretrain.bench import STAGES, BenchConfig, Candidate, Findings, search
 from pretrain.bench_run import Runner, describe, machine, settings
 from pretrain.config import TrainConfig
 from pretrain.durable import write_whole
-from pretrain.engine import accumulation_steps, engine_at_stage, resolve_precision
+from pretrain.engine import accumulation_steps
 from pretrain.errors import ConfigurationError
+from pretrain.interruption import terminable
 from pretrain.pipeline import StepFailed
+from pretrain.precision import resolve_precision
 
 USUAL_LAUNCHES = 10
 CPU_RANKS = 2
@@ -59,7 +59,7 @@ def run(config: TrainConfig, text: str, options: BenchConfig) -> str:
     accumulation_steps(config, ranks)
     config.task.training_sources()  # missing shards are found before anything is launched
     results = Path(options.results or f"{config.output.rstrip('/')}_bench")
-    with _terminable(), tqdm(total=USUAL_LAUNCHES, unit="launch", dynamic_ncols=True) as progress:
+    with terminable(), tqdm(total=USUAL_LAUNCHES, unit="launch", dynamic_ncols=True) as progress:
         runner = Runner(config, text, options, ranks, results, progress)
         found = search(
             configured=_own(config), precisions=_precisions(config), allowed=_allowed(config, ranks), measure=runner
@@ -74,20 +74,6 @@ def run(config: TrainConfig, text: str, options: BenchConfig) -> str:
         write_whole(results / name, content.encode())
     draw(found, config.task.units_per_sample()[1], results / "bench.png")
     return f"{report}\n{advice}"
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the body as Ctrl-C does: what has been launched is ended too."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def table(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig) -> str:
@@ -225,14 +211,13 @@ def _ranks_here() -> int:
 
 
 def _precisions(config: TrainConfig) -> dict[int, str]:
-    """What each stage trains in: without ZeRO that is fp32."""
-    sharded = resolve_precision(replace(config, engine=engine_at_stage(config.engine, 1)))
-    return {stage: sharded if stage else "fp32" for stage in STAGES}
+    """What each stage trains in."""
+    return dict.fromkeys(STAGES, resolve_precision(config))
 
 
 def _own(config: TrainConfig) -> Candidate:
     engine = config.engine
-    return Candidate(engine.zero_stage, config.batch.micro_size, engine.compile, resolve_precision(config))
+    return Candidate(engine.zero_stage, config.batch.micro_size, engine.compile is True, resolve_precision(config))
 
 
 def _allowed(config: TrainConfig, ranks: int) -> Callable[[int], bool]:

@@ -40,10 +40,9 @@ from data_pipeline import fingerprint
 from pretrain.bench import BenchConfig, Candidate, Measurement
 from pretrain.bench_hook import LEAST_TIMED, NAME, BenchHook
 from pretrain.config import TrainConfig
-from pretrain.distributed import free_port
 from pretrain.durable import write_whole
 from pretrain.engine import engine_at_stage
-from pretrain.pipeline import deepspeed_launcher, environment
+from pretrain.pipeline import deepspeed_launcher, environment, on_free_port
 
 NEVER = 2**31
 """An interval that no measurement reaches."""
@@ -140,7 +139,7 @@ class Runner:
         (folder / "config.yaml").write_text(yaml.safe_dump({**content, "output": str(run)}, sort_keys=False))
         script = str(Path(__file__).with_name("train.py"))
         command = [
-            *deepspeed_launcher(self.ranks, "--master_port", free_port()),
+            *on_free_port(deepspeed_launcher(self.ranks)),
             *(script, "--config", str(folder / "config.yaml")),
         ]
         began, load = time.monotonic(), os.getloadavg()[0] / len(os.sched_getaffinity(0))

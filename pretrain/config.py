@@ -96,13 +96,24 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     """ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto is bf16 on an accelerator and fp32 on a CPU."""
+    """auto is bf16 on an accelerator. On a CPU it is fp32, or in a long run the faster of both, if the processor has
+    instructions for bf16 (see pretrain/speed_choice.py)."""
+    gradient_precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type in which bf16 gradients are summed over micro-batches and averaged over ranks; auto is fp32 where a step has
+    more than one micro-batch, on one rank or on all together."""
+    tf32: bool = False
+    """On CUDA, round the inputs of fp32 matrix products and convolutions to TF32 (10 bits), which is several times
+    faster; concerns runs in fp32 and the few fp32 products of a bf16 run."""
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     """Offloading to host memory."""
     activation_checkpointing: bool = False
     """Recompute every block in backward instead of keeping its activations."""
-    compile: bool = False
-    """torch.compile the blocks of the model."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile the blocks of the model. auto does where that repays the minute it takes: for decoders on an
+    accelerator, elsewhere after measuring it, never in a short run."""
+    deterministic: bool = False
+    """On CUDA, use only algorithms whose results do not depend on the order of threads, so that a run repeats and
+    resumes to the bit on the same type of device with the same ranks and stage; slower. On a CPU that holds without."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Raw DeepSpeed configuration, merged over what is derived from the rest."""
 

@@ -19,6 +19,9 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from pretrain.errors import ConfigurationError, PeerLost
+from pretrain.ports import free_port
+
 LAZY_RANKS = 256
 """From this many ranks on, gloo connects two ranks when they first talk, not all pairs at the start."""
 
@@ -97,6 +100,10 @@ def initialise_world(timeout_seconds: float = 1800) -> World:
 
     Args:
         timeout_seconds: how long to wait for all ranks to join, and for one collective of the engine.
+
+    Raises:
+        ConfigurationError: another job has the port at which the ranks were to meet.
+        PeerLost: not all ranks came there.
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
@@ -116,16 +123,36 @@ def initialise_world(timeout_seconds: float = 1800) -> World:
         # DeepSpeed would first compile a shared-memory all-reduce for hosts without an accelerator: minutes of C++ for
         # what gloo does well enough, and its segments outlive a killed rank.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(
-            dist_backend=accelerator.communication_backend_name(),
-            verbose=False,
-            timeout=timedelta(seconds=timeout_seconds),
-        )
+        try:
+            deepspeed.init_distributed(
+                dist_backend=accelerator.communication_backend_name(),
+                verbose=False,
+                timeout=timedelta(seconds=timeout_seconds),
+            )
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
+            raise _not_joined(str(error)) from error
     # Ranks wait here for rank 0 to finish an evaluation, however long it takes; a rank that died is noticed at once.
     control = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     here = Peer(socket.gethostname(), _own_address(os.environ["MASTER_ADDR"]))
     joined = World(dist.get_rank(), dist.get_world_size(), local_rank, device, control)
     return replace(joined, peers=tuple(joined.gather(here)))
+
+
+def _not_joined(error: str) -> ConfigurationError | PeerLost:
+    """Why the ranks have not met, with what to do; torch names an address and an error number."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    first = error.splitlines()[0]
+    if "EADDRINUSE" in error or "already in use" in error:
+        return ConfigurationError(
+            f"port {port} of {address} is taken, by another job on this machine perhaps, and the launcher's default is "
+            f"the same for all; give each job its own: `deepspeed --master_port {free_port()} ...`, "
+            f"`torchrun --master-port {free_port()} ...` ({first})"
+        )
+    return PeerLost(
+        f"the ranks have not met at {address}, port {port}: look at the logs of the other ranks first; if they wait "
+        "too, at the master's address and the interface (docs/multi_node.md), and whether another job on that machine "
+        f"has this port: then give this one its own, `deepspeed --master_port {free_port()} ...` ({first})"
+    )
 
 
 def _share_cores(ranks_here: int) -> None:
@@ -140,10 +167,3 @@ def _own_address(other: str) -> str:
     with socket.socket(family, kind) as probe:
         probe.connect(address)
         return str(probe.getsockname()[0])
-
-
-def free_port() -> str:
-    """A TCP port of this host that nothing listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

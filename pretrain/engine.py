@@ -11,8 +11,10 @@ import copy
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
+from io import StringIO
 from typing import Any
 
 import deepspeed
@@ -23,12 +25,18 @@ from torch import Tensor, nn
 from pretrain.config import EngineConfig, TrainConfig
 from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
+from pretrain.master_weights import MasterWeights, round_model
 from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
+from pretrain.precision import gradient_settings, resolve_gradient_precision, resolve_precision
 from pretrain.schedule import warn_of_large_batch
 from pretrain.tasks.base import Task, TaskModule
+from pretrain.transfers import Reading
 
 DEFAULT_BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's own default; buckets are never made larger than this, and no larger than the model."""
+OVERLAPPED_BUCKET_ELEMENTS = 50_000_000
+"""Buckets of stages 1 and 2 on an accelerator: the first is on its way while backward fills the second, so they must be
+small against the model, and at 100 MB and more they still use the whole network."""
 
 
 def accumulation_steps(config: TrainConfig, world_size: int) -> int:
@@ -48,28 +56,17 @@ def accumulation_steps(config: TrainConfig, world_size: int) -> int:
     return config.batch.size // per_pass
 
 
-def resolve_precision(config: TrainConfig) -> str:
-    """bf16 on an accelerator, fp32 on a CPU, unless the configuration says otherwise.
-
-    Raises:
-        ConfigurationError: bf16 without ZeRO, which has no float32 master weights to guard.
-    """
-    precision = config.engine.precision
-    if precision == "auto":
-        precision = "fp32" if get_accelerator().device_name() == "cpu" else "bf16"
-    if precision == "bf16" and config.engine.zero_stage == 0:
-        raise ConfigurationError("engine.zero_stage 0 trains in fp32 only; use stage 1 with bf16")
-    return precision
-
-
 def engine_at_stage(engine: EngineConfig, stage: int) -> EngineConfig:
-    """The same engine at another ZeRO stage, without the offloading that this stage does not have."""
+    """The same engine at another ZeRO stage, without what this stage does not have: offloading, a type of gradients."""
     offload = replace(
         engine.offload,
         optimizer=engine.offload.optimizer if stage else "none",
         parameters=engine.offload.parameters if stage == 3 else "none",
     )
-    return replace(engine, zero_stage=stage, offload=offload)  # type: ignore[arg-type]
+    gradients = engine.gradient_precision
+    if stage != engine.zero_stage and not (stage and gradients == "bf16"):
+        gradients = "auto"  # which is fp32 where that stage can
+    return replace(engine, zero_stage=stage, offload=offload, gradient_precision=gradients)  # type: ignore[arg-type]
 
 
 def clip_norm(config: TrainConfig) -> float:
@@ -81,11 +78,26 @@ def clip_norm(config: TrainConfig) -> float:
     return 0.0 if config.optimizer.name == "muon" else config.optimizer.clip
 
 
-def deepspeed_config(config: TrainConfig, world_size: int, parameters: int) -> dict[str, Any]:
-    """The DeepSpeed configuration of a run with `parameters` trainable parameters."""
+def deepspeed_config(
+    config: TrainConfig, world_size: int, parameters: int, accelerated: bool | None = None
+) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+        parameters: trained ones.
+        accelerated: whether ranks have an accelerator; None asks this machine.
+    """
     engine = config.engine
-    bucket = min(DEFAULT_BUCKET_ELEMENTS, -(-parameters // 8) * 8)  # ZeRO wants an even number
+    if accelerated is None:
+        accelerated = get_accelerator().device_name() != "cpu"
+    overlapped = accelerated and engine.zero_stage in (1, 2)
+    largest = OVERLAPPED_BUCKET_ELEMENTS if overlapped else DEFAULT_BUCKET_ELEMENTS
+    bucket = min(largest, -(-parameters // 8) * 8)  # ZeRO wants an even number
     zero: dict[str, Any] = {"stage": engine.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if overlapped:
+        zero["overlap_comm"] = True
     if engine.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     if config.optimizer.name == "muon":
@@ -94,17 +106,20 @@ def deepspeed_config(config: TrainConfig, world_size: int, parameters: int) -> d
         zero["offload_optimizer"] = {"device": engine.offload.optimizer, "pin_memory": True}
     if engine.offload.parameters != "none":
         zero["offload_param"] = {"device": engine.offload.parameters, "pin_memory": True}
+    accumulation, precision = accumulation_steps(config, world_size), resolve_precision(config)
+    gradients = resolve_gradient_precision(config, accumulation * world_size)
     derived: dict[str, Any] = {
         "train_batch_size": config.batch.size,
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
-        "gradient_accumulation_steps": accumulation_steps(config, world_size),
-        "gradient_clipping": clip_norm(config) if engine.zero_stage else 0.0,  # at stage 0 `Engine.update` clips
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 0.0,  # `Engine` clips: DeepSpeed would wait for the norm once per parameter group
         "steps_per_print": 2**62,  # our telemetry prints
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device twice per micro-batch
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # torch's fused AdamW is not on DeepSpeed's list
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": resolve_precision(config) == "bf16"},
     }
+    derived |= gradient_settings(precision, gradients, engine.zero_stage)
     return _merge(derived, engine.deepspeed)
 
 
@@ -124,7 +139,7 @@ class Engine:
         # DeepSpeed reports its whole configuration at INFO; the step-0 audit says what matters in one table.
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         model = task.build_model(config.seed)
-        task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile)
+        task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile is True)
         self.groups: list[ParameterGroup] = parameter_groups(
             model, task.undecayed_parameters(model), config.optimizer, task.learning_rate_factors(model)
         )
@@ -133,15 +148,24 @@ class Engine:
         self.task, self.world, self.stage = task, world, config.engine.zero_stage
         self._clip = clip_norm(config)
         self.deepspeed_config = deepspeed_config(config, world.size, self.parameters)
-        self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
-            model=TaskModule(task, model),
-            optimizer=build_optimizer(self.groups, config.optimizer, self.peak_lr),
-            config=self.deepspeed_config,
-            dist_init_required=False,
-        )
-        self.gradient_norm = float("nan")
-        """Global gradient norm of the last update, before clipping (under ZeRO with Muon: of the updates)."""
+        optimizer = self._optimizer(config, model)
+        with redirect_stdout(StringIO()):  # BF16_Optimizer prints the memory of the machine for every group
+            self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+                model=TaskModule(task, model),
+                optimizer=optimizer,
+                config=self.deepspeed_config,
+                dist_init_required=False,
+            )
+        self._norm: Reading | None = None
+        self._hook = optimizer.register_step_pre_hook(self._before_update) if self.stage else None
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _optimizer(self, config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+        build = partial(build_optimizer, config=config.optimizer, lr=self.peak_lr)
+        if self.stage or resolve_precision(config) == "fp32":
+            return build(self.groups)
+        round_model(model, self.world.device)
+        return MasterWeights(self.groups, build)
 
     @staticmethod
     def _peak_lr(config: TrainConfig, task: Task) -> float:
@@ -180,13 +204,13 @@ class Engine:
         if not self.wrapped.is_gradient_accumulation_boundary():
             self.wrapped.step()
             return True
+        self._norm = None
         if self.stage:
-            self.wrapped.step()
-            self.gradient_norm = float(self.wrapped.get_global_grad_norm())
+            self.wrapped.step()  # comes by `_before_update`, unless it finds the norm not finite
             return not self.wrapped.optimizer.overflow
-        with_gradient = [p for p in self.wrapped.module.parameters() if p.grad is not None]
+        with_gradient = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
-        self.gradient_norm = float(norm)
+        self._norm = Reading(norm.reshape(1))
         finite = math.isfinite(self.gradient_norm)
         if not finite:
             for parameter in with_gradient:
@@ -195,6 +219,31 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(with_gradient, self._clip, norm)
         self.wrapped.step()
         return finite
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global gradient norm of the last update, before clipping (with Muon under ZeRO: of the updates, but not at
+        stage 1 in bf16 with fp32 gradients).
+
+        Infinite where ZeRO has skipped the update. Asking may wait for the device.
+        """
+        return math.inf if self._norm is None else self._norm.values()[0]
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """ZeRO is about to update one parameter group: takes the norm on its way to the host, and clips by it.
+
+        The arithmetic is DeepSpeed's own; but it asks the device again for every group whether the norm is finite.
+        """
+        norm = self.wrapped.optimizer._global_grad_norm
+        if self._norm is None:
+            self._norm = Reading(norm.reshape(1))
+        if not self._clip:
+            return
+        factor = 1.0 / torch.clamp((norm + 1e-6) / self._clip, min=1.0)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     def state_dict(self) -> dict[str, Tensor] | None:
         """Whole weights of the task's model on rank 0, None elsewhere. Collective: call on every rank."""
@@ -218,4 +267,6 @@ class Engine:
 
     def close(self) -> None:
         """Releases hooks and buffers, so that another engine can be built in this process."""
+        if self._hook is not None:
+            self._hook.remove()
         self.wrapped.destroy()

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def contained(wrapped: Any) -> Iterator[None]:
     # The files are read, not mapped: the optimizer keeps tensors, which must outlive the file.
     reader.load = lambda path, map_location=None: read_engine_file(Path(path), map_location, mmap=False)
     try:
-        yield
+        with redirect_stdout(StringIO()):  # BF16_Optimizer prints the name of a variable while it loads
+            yield
     finally:
         del reader.load
 

@@ -1,6 +1,5 @@
-"""Guards around the loop: when to leave, and when the numbers have gone wrong so far that a run must go back.
+"""A guard around the loop: when the numbers have gone wrong so far that a run must go back.
 
-    SIGTERM, SIGINT, the launcher gone      the step is finished, a checkpoint saved, exit code 0
     non-finite gradients                    the update is skipped; several in a row: back to the last checkpoint
     a loss far above its recent course      noted; several in a row, and if asked for: back to the last checkpoint
 
@@ -10,12 +9,9 @@ After going back, the data continue behind the batches that led astray, so the r
 from __future__ import annotations
 
 import math
-import os
-import signal
 from collections import deque
 from collections.abc import Iterable
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,42 +27,6 @@ SMALLEST_SIGMA = 0.01
 """The robust standard deviation counts as at least this share of the median: a flat course is no excuse for noise."""
 NORMAL_QUARTILE = 0.6745
 """Upper quartile of the standard normal distribution, in standard deviations."""
-
-
-class StopSignal:
-    """Remembers SIGTERM and SIGINT, so that the loop ends its step, saves and leaves with exit code 0.
-
-    A second signal acts at once, as if there were no guard.
-
-    Args:
-        launched: a launcher started this process as one of several ranks, and its end is a signal too: nobody else
-            would ever end the others.
-    """
-
-    def __init__(self, launched: bool = False) -> None:
-        self._signal: str | None = None
-        self._previous: dict[int, Any] = {}
-        self._launcher = os.getppid() if launched else None
-
-    @property
-    def received(self) -> str | None:
-        """What asks this process to stop, in words; None if nothing does."""
-        if self._signal is None and self._launcher is not None and os.getppid() != self._launcher:
-            return f"the launcher (process {self._launcher}) is gone"
-        return self._signal
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self._signal = signal.Signals(number).name
-        signal.signal(number, self._previous[number])
 
 
 class Verdict(NamedTuple):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pretrain.distributed import World
 from pretrain.ledger import LossFile
@@ -22,20 +21,21 @@ def record_file(run: Path, round: int, unit: str) -> LossFile:
     return LossFile(run / "rounds" / f"round_{round}.{'batches' if unit == 'batch' else 'samples'}.f32")
 
 
-def in_global_batch(samples: Sequence[torch.Tensor], world: World) -> list[float]:
+def in_global_batch(own: Sequence[float], micro_batches: int, world: World) -> list[float]:
     """This rank's samples at their places in the global batch, zeros at the others', so that a sum joins the ranks.
 
     Args:
-        samples: summed loss and weight of each sample of each micro-batch of this rank, [2, micro-batch] each.
+        own: of each micro-batch of this rank the summed losses of its samples, then their weights, flattened.
+        micro_batches: how many there are.
         world: the ranks; each has one contiguous part of the global batch.
 
     Returns:
         [2, B] flattened; empty if there are no samples.
     """
-    if not samples:
+    if not own:
         return []
-    mine_2N = torch.cat(list(samples), dim=1).cpu()
-    whole_2RN = torch.zeros(2, world.size, mine_2N.shape[1], dtype=torch.float64)
+    mine_2N = np.concatenate(np.reshape(own, (micro_batches, 2, -1)), axis=1)
+    whole_2RN = np.zeros((2, world.size, mine_2N.shape[1]))
     whole_2RN[:, world.rank] = mine_2N
     return whole_2RN.flatten().tolist()
 

@@ -27,11 +27,11 @@ from pretrain.distributed import World
 from pretrain.durable import write_whole
 from pretrain.engine import Engine
 from pretrain.errors import ConfigurationError
-from pretrain.guards import StopSignal
 from pretrain.ledger import Ledger, LossFile, unit_means
 from pretrain.loss_record import record_file
 from pretrain.scoring import score_samples
 from pretrain.selection import Choice, choose, gumbel_seed
+from pretrain.stop_signal import StopSignal
 from pretrain.telemetry import Telemetry
 
 CHUNK_BATCHES = 8

@@ -9,8 +9,8 @@ Each group is split again where parts of the model have learning rates of their 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,10 @@ class ParameterGroup:
     use_muon: bool = False
     lr_factor: float = 1.0
     """The group's learning rate, in those of the configuration."""
+
+    def holding(self, parameters: Sequence[nn.Parameter]) -> ParameterGroup:
+        """The same group with other parameters in place of its own, in the same order."""
+        return replace(self, parameters=list(parameters))
 
 
 def parameter_groups(

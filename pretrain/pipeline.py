@@ -10,10 +10,13 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from pretrain.interruption import run_to_end
+from pretrain.ports import free_port
 
 
 class StepFailed(RuntimeError):
@@ -52,7 +55,7 @@ class Pipeline:
             remove(output)
         mark.write_text(json.dumps(now))
         started = time.perf_counter()
-        code = subprocess.run(command, env=environment(), check=False).returncode
+        code = run_to_end(on_free_port(command), environment())
         if code:
             raise StepFailed(
                 f"the step '{title}' failed (exit code {code}); its message is above. Call the same again to go on."
@@ -79,6 +82,16 @@ def deepspeed_launcher(ranks: int, *options: str) -> list[str]:
     """Begins a command that runs a script on this machine's first `ranks` accelerators (without one: processes)."""
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     return [launcher, "--num_accelerators", str(ranks), "--log_level", "warning", *options]
+
+
+def on_free_port(command: Sequence[str]) -> list[str]:
+    """The command; if it is DeepSpeed's launcher, with a port of its own: its default is the same for every job.
+
+    Not part of what a user types or of what says whether a step is done, because it is another one each time.
+    """
+    if Path(command[0]).name != "deepspeed" or "--master_port" in command:
+        return list(command)
+    return [command[0], "--master_port", free_port(), *command[1:]]
 
 
 def environment() -> dict[str, str]:

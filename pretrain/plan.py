@@ -16,7 +16,7 @@ Neither model nor data are touched. Memory is that of `zero_memory.py` (states, 
 
 MFU is an assumption, and so is the headroom that is left for the allocator, kernels and the collective library. Of the
 settings that fit, the plan picks one without recomputation before one with it, then the lowest stage, which exchanges
-least. Without ZeRO our engine trains in fp32 only, so on a GPU stage 0 comes last.
+least.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from pretrain.config import TrainConfig
 from pretrain.engine import accumulation_steps, deepspeed_config, engine_at_stage
 from pretrain.errors import ConfigurationError
 from pretrain.optimizer import parameter_groups
+from pretrain.precision import resolve_gradient_precision
 from pretrain.tasks.base import Task
 from pretrain.zero_memory import (
     MASTER_BYTES,
@@ -171,13 +172,13 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
                 raise
             refusal = str(error)
     fitting = [choice for choice in choices if choice.fits]
-    last = {0} if options.gpu != "cpu" else set()
-    picked = min(fitting, key=lambda c: (c.stage in last, c.checkpointing, c.stage), default=None)
+    picked = min(fitting, key=lambda c: (c.checkpointing, c.stage), default=None)
     per_sample, unit = task.units_per_sample()
     samples = config.total_steps * config.batch.size
     rescored = (config.rounds.count - 1) * config.steps * config.batch.size * (config.rounds.loss_source == "frozen")
-    weights = 4 if (picked or choices[0]).precision == "fp32" else 2
-    masters = 0 if picked is not None and picked.stage == 0 else MASTER_BYTES
+    kept = picked or choices[0]
+    weights = 4 if kept.precision == "fp32" else 2
+    masters = 0 if kept.precision == "fp32" and kept.stage == 0 else MASTER_BYTES
     return Plan(
         options=options,
         config=config,
@@ -253,15 +254,20 @@ def _choice(
     stage: int,
     checkpointing: bool,
 ) -> Choice:
-    low = options.gpu != "cpu" and stage > 0 and config.engine.precision != "fp32"
-    precision = "bf16" if low or (config.engine.precision == "bf16" and stage > 0) else "fp32"
+    accelerated = options.gpu != "cpu"
+    config.task.plan_for("cuda" if accelerated else "cpu")
+    low = config.engine.precision == "bf16" or (accelerated and config.engine.precision == "auto")
+    precision = "bf16" if low else "fp32"
     engine = replace(engine_at_stage(config.engine, stage), precision=precision)  # type: ignore[arg-type]
-    zero = deepspeed_config(replace(config, engine=engine), options.ranks, states.parameters)["zero_optimization"]
+    config = replace(config, engine=engine)
+    accumulation = accumulation_steps(config, options.ranks)
+    zero = deepspeed_config(config, options.ranks, states.parameters, accelerated)["zero_optimization"]
     setting = Setting(
         stage=stage,
         ranks=options.ranks,
         weight_bytes=2 if precision == "bf16" else 4,
-        accumulation=accumulation_steps(config, options.ranks),
+        gradient_bytes=2 if resolve_gradient_precision(config, accumulation * options.ranks) == "bf16" else 4,
+        accumulation=accumulation,
         zero=zero,
         offload_optimizer=engine.offload.optimizer == "cpu",
         offload_parameters=engine.offload.parameters == "cpu",

@@ -90,7 +90,7 @@ def _verdict(plan: Plan) -> list[str]:
     if same is not picked:
         state = "fits too" if same.fits else "does not fit"
         lines.append(f"  the configuration's own setting, {_name(same)}, {state}")
-    if own.compile:
+    if own.compile is True:
         lines.append("  engine.compile is not part of this: compiled blocks keep no more than eager ones")
     return lines
 

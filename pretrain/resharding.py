@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor, nn
 
 from pretrain.engine import Engine
 from pretrain.errors import CheckpointError
+from pretrain.master_weights import MasterWeights
 from pretrain.whole_state import MOMENTUM, PREFIX, WEIGHT, State, WholeState
 
 
@@ -25,7 +27,7 @@ class Piece:
     """The part of one parameter that this rank updates."""
 
     flat: Tensor
-    """What the optimizer knows: a vector of many pieces or, without ZeRO, the parameter."""
+    """What the optimizer knows: a vector of many pieces or, without ZeRO, the parameter (in bf16, its master)."""
     begin: int
     """Of the piece in `flat`, in elements."""
     name: str
@@ -54,7 +56,7 @@ def restore(engine: Engine, whole: WholeState) -> None:
             for key, value in state.items():
                 if value.ndim == 0:
                     kept[key] = value.to(piece.flat.device) if value.is_floating_point() else int(value)
-                elif piece.muon and engine.stage in (1, 2):
+                elif piece.muon and _keeps_whole_momenta(engine):
                     momenta.setdefault(piece.flat, []).append(value.flatten())
                 else:
                     kept.setdefault(key, torch.zeros_like(piece.flat))
@@ -69,6 +71,11 @@ def restore(engine: Engine, whole: WholeState) -> None:
 
 def _base_optimizer(engine: Engine) -> torch.optim.Optimizer:
     return engine.wrapped.optimizer.optimizer if engine.stage else engine.wrapped.optimizer
+
+
+def _keeps_whole_momenta(engine: Engine) -> bool:
+    """Whether Muon's momentum is not cut as the weights are: BF16_Optimizer cuts both alike."""
+    return engine.stage in (1, 2) and not isinstance(engine.wrapped.optimizer, BF16_Optimizer)
 
 
 def _put(flat: Tensor, piece: Piece, whole: Tensor) -> None:
@@ -89,8 +96,8 @@ def _check_optimizer(piece: Piece, state: State, whole: WholeState) -> None:
 def _pieces(engine: Engine) -> Iterator[Piece]:
     """What this rank updates."""
     if engine.stage == 0:
-        for group in engine.groups:
-            for name, parameter in zip(group.parameter_names, group.parameters, strict=True):
+        for group, held in zip(engine.groups, engine.optimizer.param_groups, strict=True):
+            for name, parameter in zip(group.parameter_names, held["params"], strict=True):
                 yield Piece(parameter, 0, name, parameter.shape, 0, parameter.numel(), group.use_muon)
         return
     zero = engine.wrapped.optimizer
@@ -104,7 +111,11 @@ def _pieces(engine: Engine) -> Iterator[Piece]:
                 yield Piece(flat, begin, *_known(zero, parameter, parameter.ds_shape), start, size, _is_muon(parameter))
                 begin += share
         return
-    for flat, parameters in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
+    if isinstance(zero, BF16_Optimizer):
+        partitions, groups = zero.fp32_groups_flat_partition, zero.bf16_groups
+    else:
+        partitions, groups = zero.single_partition_of_fp32_groups, zero.bit16_groups
+    for flat, parameters in zip(partitions, groups, strict=True):
         for parameter in parameters:
             if (mapping := parameter._hp_mapping) is not None:
                 place, start = mapping.get_hp_fragment_address(), mapping.lp_fragment_address.start
@@ -123,7 +134,9 @@ def _is_muon(parameter: nn.Parameter) -> bool:
 def _refresh_weights(engine: Engine) -> None:
     """The weights that the model computes with, from the master weights."""
     zero = engine.wrapped.optimizer
-    if engine.stage in (1, 2):
+    if isinstance(zero, MasterWeights):
+        zero.round_to_weights()
+    elif engine.stage in (1, 2):
         zero.update_lp_params()
     elif engine.stage == 3:
         for flat, master in zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True):

@@ -17,6 +17,7 @@ from torch import nn
 from data_pipeline import Source
 from pretrain.distributed import World
 from pretrain.tasks.base import Task
+from pretrain.transfers import on_device
 
 
 class Scores(NamedTuple):
@@ -53,7 +54,7 @@ def score_samples(
         start = starts[min(mine, len(starts) - 1)]
         chosen = numbers_N[start : start + micro_batch].tolist()
         batch = task.collate([source.sample(number) for number in chosen])
-        output = module({name: tensor.to(world.device) for name, tensor in batch.items()})
+        output = module(on_device(batch, world.device))
         if mine < len(starts):
             pair = torch.stack([output.per_sample.double(), output.per_sample_weight.double()])
             sums_2N[:, start : start + micro_batch] = pair.cpu().numpy()

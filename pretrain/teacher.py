@@ -18,6 +18,7 @@ from arch import ModelConfigError, PanguPiConfig, WeightsError, load_causal_lm, 
 from arch.finding import find_tokenizer, resolve_model
 from data_pipeline import Batch
 from data_pipeline.meta import sha256_of
+from pretrain.attention import Choice, built_with, decide, last_hidden
 from pretrain.errors import ConfigurationError
 
 
@@ -26,10 +27,10 @@ class Teacher:
 
     Args:
         path: a run (its newest checkpoint is taken), a checkpoint, an export, or a transformers directory of our types.
-        attention: attention implementation of transformers.
+        attention: attention implementation of transformers, or auto.
     """
 
-    def __init__(self, path: str, attention: str = "sdpa") -> None:
+    def __init__(self, path: str, attention: str = "auto") -> None:
         self.path, self.attention = path, attention
         self._model: nn.Module | None = None
 
@@ -105,7 +106,7 @@ class Teacher:
         """
         if self._model is None:
             try:
-                model = load_causal_lm(self.directory, attn_implementation=self.attention)
+                model = load_causal_lm(self.directory, attn_implementation=built_with(self.attention))
             except OSError as error:
                 raise WeightsError(f"task.teacher {self.path}: {error}") from None
             self._model = model.requires_grad_(False).eval()
@@ -114,14 +115,16 @@ class Teacher:
             self._model.to(device=device, dtype=dtype)
         return self._model
 
+    def decide(self, like: Tensor, packed: bool) -> Choice:
+        """The attention that it has on the device and in the type of `like`; `packed`: rows hold several documents."""
+        return decide(self.model(like.device, like.dtype), self.attention, like.device, packed)
+
     @torch.no_grad()
-    def hidden(self, batch: Batch, like: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden(self, batch: Batch, like: Tensor, packed: bool = True) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, S, E] of a batch and the head [V, E], on the device and in the type of `like`."""
+        self.decide(like, packed)
         model = self.model(like.device, like.dtype)
-        states_BSE = model.model(  # type: ignore[operator]
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).last_hidden_state
-        return states_BSE, model.lm_head.weight  # type: ignore[union-attr]
+        return last_hidden(model, batch), model.lm_head.weight  # type: ignore[union-attr]
 
 
 __all__ = ["Teacher"]

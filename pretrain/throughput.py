@@ -14,8 +14,9 @@ A step begins when its batch is there, so rates are those of training alone; dat
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -55,23 +56,27 @@ class Throughput:
     peak_tflops: float
     world_size: int
     waited: float = 0.0
-    """Seconds that this rank waited for the latest batch."""
+    """Seconds that this rank waited for the batch of the latest step."""
+    _waits: deque[float] = field(default_factory=deque)
+    """Seconds waited for batches that are there and whose steps have not begun."""
     _samples: int = 0
     _seconds: float = 0.0
     _waited: float = 0.0
     _started: float | None = None
 
     def awaiting(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The same batches; the time until each is there counts as waiting for data."""
+        """The same batches; the time until each is there counts as waiting for data, once its own step begins."""
+        self._waits.clear()
         began = time.perf_counter()
         for batch in batches:
-            self.waited = time.perf_counter() - began
-            self._waited += self.waited
+            self._waits.append(time.perf_counter() - began)
             yield batch
             began = time.perf_counter()
 
     def start(self) -> None:
-        """A training step begins."""
+        """The training step of the next batch begins."""
+        self.waited = self._waits.popleft() if self._waits else 0.0
+        self._waited += self.waited
         self._started = time.perf_counter()
 
     def stop(self, samples: int) -> None:

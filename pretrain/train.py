@@ -8,6 +8,7 @@ python pretrain/train.py --config configs/quickstart.yaml
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -26,6 +27,11 @@ def main() -> int:
     # A script's own folder comes first on the path; its files must not hide packages of the same name.
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [str(Path(here).parent), *(entry for entry in sys.path if entry != here)]
+    from pretrain.launchers import find_launcher
+    from pretrain.lost_output import survive_lost_output
+
+    survive_lost_output()
+    launcher = find_launcher(int(os.environ.get("WORLD_SIZE", "1")) > 1)  # before it has time to be gone
     from pretrain.command_line import parse, write_config
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, PeerLost, TrainingDiverged
 
@@ -55,12 +61,13 @@ def main() -> int:
 
     from arch import WeightsError
     from data_pipeline import DataError
-    from pretrain.trainer import train
+    from data_pipeline.worker_signals import STOP_SIGNALS
+    from pretrain.trainer import Outcome, train
     from tokenizer import TokenizerLoadError
     from tokenizer.images import ImageError
 
     try:
-        outcome = train(config)
+        outcome = train(config, launcher)
     except (
         *(ConfigurationError, CheckpointError, LedgerError, PeerLost, TrainingDiverged),
         *(DataError, ImageError, TokenizerLoadError, WeightsError),
@@ -73,6 +80,9 @@ def main() -> int:
             raise
         traceback.print_exc()
         _leave()
+    if outcome is Outcome.STOPPED:
+        for number in STOP_SIGNALS:  # it is saved; being told once more changes nothing
+            signal.signal(number, signal.SIG_IGN)
     if first:
         print(f"{outcome.value}: {config.output}", flush=True)
         lock.release()

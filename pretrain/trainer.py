@@ -1,6 +1,6 @@
 """The training loop, and around it only what every run needs, whatever it trains.
 
-    Order.batch(t) -> Loader -> micro-batches -> Task.loss -> engine.backward -> engine.update -> log, validate, save
+    Order.batch(t) -> Loader -> micro-batches -> TrainingStep (forward, backward, update) -> log, validate, save
 
 A step is a pure function of (weights, optimizer state, seed, step): batches come from arithmetic, random draws are
 seeded per step, learning rates are computed, so resuming is loading one checkpoint and one Position.
@@ -12,28 +12,36 @@ import json
 import time
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
-from data_pipeline import Batch, Loader, Mixture, RoundsOrder
+from data_pipeline import Loader, Mixture, RoundsOrder
 from pretrain.agreement import agree_on_data, check_shared_output
+from pretrain.arithmetic import set_arithmetic
 from pretrain.audit import audit, publish
 from pretrain.checkpoint import Checkpoints, Position, Saved
+from pretrain.compilation import eager
 from pretrain.config import TrainConfig
 from pretrain.distributed import World, initialise_world
 from pretrain.durable import write_whole
-from pretrain.engine import Engine, accumulation_steps, resolve_precision
+from pretrain.engine import Engine, accumulation_steps
 from pretrain.errors import ConfigurationError, TrainingDiverged
-from pretrain.guards import REPLAYED, DivergenceGuard, StopSignal
+from pretrain.guards import REPLAYED, DivergenceGuard
 from pretrain.heartbeat import STEP, Heartbeat
-from pretrain.loss_record import LossRecord, in_global_batch
+from pretrain.launchers import Launcher, find_launcher
+from pretrain.loss_record import LossRecord
 from pretrain.multi_round import MultiRound
 from pretrain.phase_times import PhaseTimes, StragglerWatch
+from pretrain.precision import resolve_precision
 from pretrain.run_status import FAILED, RunStatus
+from pretrain.slow_steps import SlowSteps
+from pretrain.speed_choice import settle
+from pretrain.stop_signal import StopSignal
 from pretrain.telemetry import Telemetry
 from pretrain.throughput import Throughput, peak_tflops
+from pretrain.training_step import Step, TrainingStep, with_next
+from pretrain.transfers import on_device
 from pretrain.validation import validate
 
 
@@ -45,28 +53,15 @@ class Outcome(Enum):
     ROLLED_BACK = "rolled back"
 
 
-class Step(NamedTuple):
-    """What one optimizer step reports, the same on every rank."""
-
-    loss: float
-    """Mean over the global batch."""
-    weight: float
-    """What the sum was divided by."""
-    metrics: dict[str, float]
-    """The task's own."""
-    applied: bool
-    """Whether the update was applied; False where gradients were non-finite."""
-    samples_2B: np.ndarray
-    """Summed loss and weight of each sample of the global batch, where samples are recorded; else empty."""
-
-
 class Trainer:
     """One run, from configuration to last checkpoint."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.task = config, config.task
+    def __init__(self, config: TrainConfig, launcher: Launcher | None = None) -> None:
+        self.task = config.task
         self.directory = Path(config.output)
+        set_arithmetic(config.engine)
         self.world: World = initialise_world(config.distributed.timeout_seconds)
+        self.launcher = launcher or find_launcher(self.world.size > 1)
         self.status = RunStatus(self.directory, config.total_steps, self.world.size, self.world.is_main)
         self.heartbeat = Heartbeat(self.world, config.distributed, self.directory, self.status)
         # Everything that can be wrong with data and sizes fails here, before anything is allocated.
@@ -83,17 +78,27 @@ class Trainer:
         )
         self.rounds = MultiRound(config, self.order, self.source, self.world, self.telemetry)
         samples = config.rounds.count > 1 and (config.rounds.unit, config.rounds.loss_source) == ("sample", "log")
+        self.warned = False
+        """Whether it was said that the launcher does not wait long enough."""
         self.batch_change = ""
         """What is to be logged about a change of the global batch."""
         self.record = LossRecord(self.directory, samples, self.world.is_main)
         self.guard = DivergenceGuard(config.guards)
         self.phases, self.stragglers = PhaseTimes(self.world.device), StragglerWatch(config.telemetry.straggler_ratio)
-        dtype = torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32
-        measured, self.peak_source = peak_tflops(self.world.device, dtype)
         self.units, self.unit = self.task.units_per_sample()
-        self.throughput = Throughput(
-            self.units, self.task.flops_per_sample(), config.telemetry.peak_tflops or measured, self.world.size
-        )
+        peak, self.peak_source = self._peak(config)
+        self.choice = settle(config, self.world, peak)
+        self.config = self.choice.applied(config)
+        if resolve_precision(config) != self.choice.precision:
+            peak, self.peak_source = self._peak(self.config)
+        self.throughput = Throughput(self.units, self.task.flops_per_sample(), peak, self.world.size)
+        self.pace = SlowSteps(torch.get_num_threads() if self.world.device.type == "cpu" else 0)
+
+    def _peak(self, config: TrainConfig) -> tuple[float, str]:
+        """TFLOP/s of one rank at the best, and where the number comes from."""
+        if config.telemetry.peak_tflops is not None:
+            return config.telemetry.peak_tflops, "telemetry.peak_tflops"
+        return peak_tflops(self.world.device, torch.bfloat16 if resolve_precision(config) == "bf16" else torch.float32)
 
     def run(self) -> Outcome:
         """Trains until the last step, a stop signal, or an error; rolls back where the guard says so."""
@@ -107,7 +112,7 @@ class Trainer:
 
     def _run(self) -> Outcome:
         resume_from: int | None = None
-        with StopSignal(launched=self.world.size > 1) as stop, self.heartbeat:
+        with StopSignal(self.launcher) as stop, self.heartbeat:
             check_shared_output(self.world, self.directory)
             held_out = {name: source.identity() for name, source in self.validation.items()}
             agree_on_data(self.world, self._identity() | {"held out": held_out})
@@ -153,12 +158,15 @@ class Trainer:
     def _loop(self, engine: Engine, position: Position, stop: StopSignal, number: int) -> Outcome:
         """The loop of round `number`. `position` moves with it."""
         config, telemetry, last = self.config, self.telemetry, self.rounds.last(number)
+        take_step = TrainingStep(engine, config, self.world, self.phases, self.record.samples)
         overdue = False
         self.heartbeat.enter(STEP, position.step)
-        for batches in self.throughput.awaiting(self._loader(position, last)):
+        for batches, coming in with_next(self.throughput.awaiting(self._loader(position, last))):
+            began = time.monotonic()
             self.throughput.start()
+            self.pace.begin()
             rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
-            step = self._step(engine, batches, position)
+            step = take_step(batches, coming, position.data_step, stop)
             self.record.add(position.data_step, step.loss, step.weight, step.samples_2B)
             verdict = self.guard.look(position.data_step, step.applied, step.loss)
             position.step, position.data_step = position.step + 1, position.data_step + 1
@@ -166,8 +174,11 @@ class Trainer:
             position.non_finite, position.spikes = self.guard.non_finite, self.guard.spikes
             self.throughput.stop(config.batch.size)
             self.phases.step(self.throughput.waited)
+            slow = self.pace.end()
             done = position.step == last
 
+            if slow:
+                telemetry.event(position.step, "slow steps", slow)
             if verdict.event is not None:
                 telemetry.event(position.step, *verdict.event)
             if verdict.give_up:
@@ -178,18 +189,15 @@ class Trainer:
                 self._log(position, step, rate, engine.gradient_norm, self.rounds.label(number))
             else:
                 telemetry.advance()
-            if position.step % config.validation.every == 0 or done:
-                self._validate(engine, position)
-            for hook in config.hooks:
-                if position.step % hook.every == 0 or done:
-                    self._evaluate(engine, position, hook)
-            stopping = bool(self.world.sum([float(stop.received is not None)])[0])
+            # A signal may have come in the minutes that an evaluation takes.
+            stopping = self._look_from_outside(engine, position, done, stop) or step.stopping
             due = overdue or stopping or position.step % config.checkpoint.every == 0
             overdue = due and self.guard.watching
             if (due and not overdue) or done:
                 self.heartbeat.enter("checkpoint", position.step)
                 self.record.flush()
                 self.checkpoints.save(engine, position, self._identity())
+                self._compare_with_grace(position, time.monotonic() - began)
             if stopping:
                 saved = "not saved, because the loss is in doubt" if overdue else "saved"
                 asked = stop.received or "another rank was stopped"
@@ -198,34 +206,21 @@ class Trainer:
             self.heartbeat.enter(STEP, position.step)
         return Outcome.FINISHED
 
-    def _step(self, engine: Engine, batches: list[Batch], position: Position) -> Step:
-        """One optimizer step over this rank's micro-batches."""
-        # DeepSpeed averages over ranks and micro-batches; scaling by the step's own weight makes that an exact mean.
-        (weight,) = self.world.sum([sum(self.task.weight(batch) for batch in batches)])
-        scale = self.world.size * len(batches) / max(weight, 1.0)
-        torch.manual_seed(((self.config.seed << 32) + (position.data_step << 12) + self.world.rank) % 2**63)
-        totals: list[torch.Tensor] = []
-        samples: list[torch.Tensor] = []
-        metrics: dict[str, torch.Tensor] = {}
-        applied = True
-        for batch in batches:
-            with self.phases.during("forward"):
-                output = engine.wrapped({name: tensor.to(self.world.device) for name, tensor in batch.items()})
-            with self.phases.during("backward"):
-                engine.backward(output.total * scale)
-            with self.phases.during("update"):
-                applied = engine.update()
-            totals.append(output.total.detach())
-            if self.record.samples:
-                samples.append(torch.stack([output.per_sample, output.per_sample_weight]).double())
-            for name, value in output.metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + value.detach() / len(batches)
-        names = sorted(metrics)
-        values = [float(sum(totals)), *(float(metrics[name]) for name in names)]
-        loss, *rest = self.world.sum([*values, *in_global_batch(samples, self.world)])
-        means = {name: mean / self.world.size for name, mean in zip(names, rest, strict=False)}
-        samples_2B = np.array(rest[len(names) :]).reshape(2, -1)
-        return Step(loss / max(weight, 1.0), weight, means, applied, samples_2B)
+    def _look_from_outside(self, engine: Engine, position: Position, done: bool, stop: StopSignal) -> bool:
+        """Validation and evaluations that are due now; returns whether any rank was told to stop meanwhile."""
+        validating = position.step % self.config.validation.every == 0 or done
+        if validating:
+            self._validate(engine, position)
+        hooks = [hook for hook in self.config.hooks if position.step % hook.every == 0 or done]
+        for hook in hooks:
+            self._evaluate(engine, position, hook)
+        return bool((validating or hooks) and self.world.sum([float(stop.received is not None)])[0])
+
+    def _compare_with_grace(self, position: Position, seconds: float) -> None:
+        """Says it once if a stop, which waits for a step and its checkpoint, outlasts the launcher's patience."""
+        if self.launcher is not None and not self.warned and (text := self.launcher.too_short(seconds)):
+            self.telemetry.event(position.step, "grace", text)
+            self.warned = True
 
     def _loader(self, position: Position, last: int) -> Loader:
         config = self.config
@@ -309,12 +304,14 @@ class Trainer:
         samples = [
             self.source.sample(int(i)) for i in self.order.batch(position.data_step)[: self.config.batch.micro_size]
         ]
-        batch = {name: tensor.to(self.world.device) for name, tensor in self.task.collate(samples).items()}
+        batch = on_device(self.task.collate(samples), self.world.device)
         engine.model.eval()
-        task_rows = self.task.audit(engine.model, batch)
+        with eager(engine.model):
+            task_rows = self.task.audit(engine.model, batch)
         engine.model.train()
+        task_rows |= self.rounds.describe() | self.choice.describe()
         peak = f"{self.throughput.peak_tflops:.3f} TFLOP/s per rank ({self.peak_source})"
-        rows = audit(self.config, engine, self.world, position, task_rows | self.rounds.describe(), peak)
+        rows = audit(self.config, engine, self.world, position, task_rows, peak)
         if self.world.is_main:
             self.telemetry.say(publish(rows, self.directory))
         if position.step:
@@ -365,7 +362,7 @@ class Trainer:
         self.heartbeat.enter("evaluation", position.step)
         model = engine.model
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), eager(model):
             results = hook(
                 step=position.step, model=model, run_directory=self.directory, context=self.task.evaluation_context()
             )
@@ -373,6 +370,11 @@ class Trainer:
         self.telemetry.row("eval", position.step, results=results)
 
 
-def train(config: TrainConfig) -> Outcome:
-    """Runs one configuration in this process (one rank of it). See `TrainConfig`."""
-    return Trainer(config).run()
+def train(config: TrainConfig, launcher: Launcher | None = None) -> Outcome:
+    """Runs one configuration in this process (one rank of it). See `TrainConfig`.
+
+    Args:
+        config: of the run.
+        launcher: who started this process as a rank, where that was found out before; the run ends when that ends.
+    """
+    return Trainer(config, launcher).run()

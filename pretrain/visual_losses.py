@@ -40,7 +40,11 @@ def sentence_masks(labels: int, tokens_per_image: int) -> dict[str, Tensor]:
 def sentence_means(losses_BT: Tensor, tokens_per_image: int) -> dict[str, Tensor]:
     """Means of a number per label, over the labels of each of `sentence_masks` in all sentences: scalars by name."""
     masks = sentence_masks(losses_BT.shape[1], tokens_per_image)
-    return {name: losses_BT[:, mask_T.to(losses_BT.device)].mean() for name, mask_T in masks.items()}
+    # Places, found on the host: a mask on a device would be counted there first, and the host would wait for that.
+    places = {
+        name: mask_T.nonzero().squeeze(1).to(losses_BT.device, non_blocking=True) for name, mask_T in masks.items()
+    }
+    return {name: losses_BT[:, places_N].mean() for name, places_N in places.items()}
 
 
 @torch.no_grad()

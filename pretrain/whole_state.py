@@ -4,7 +4,7 @@
       --> whole_00000100_.../00001.safetensors ...   {"exp_avg/layers.0.weight": the whole tensor, ...}
           whole_00000100_.../meta.json                   SHA-256 of every file
 
-    stage 0     optimizer state by parameter, in the order of the groups
+    stage 0     optimizer state by parameter, in the order of the groups; in bf16 the masters beside it
     stage 1, 2  each group is one flat vector, cut into as many parts as there are ranks; a parameter may cross a cut
     stage 3     every parameter is cut by itself, its last part is padded; in a sub-group one follows the other
 
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from pretrain.durable import fsync
 from pretrain.engine_files import read_engine_file
 from pretrain.errors import CheckpointError
+from pretrain.master_weights import MASTERS
 from pretrain.sealed import seal
 
 SHARD_BYTES = 2**30
@@ -148,9 +149,10 @@ def _read_partitions(
     engine_files: Path, files: Sequence[str], content: Mapping[str, Any], stage: int, ranks: int, names: Sequence[str]
 ) -> Iterator[tuple[str, State]]:
     if stage == 0:
-        states = content["optimizer"]["state"]
+        states, masters = content["optimizer"]["state"], content["optimizer"].get(MASTERS)
         for number, name in enumerate(names):
-            yield name, {WEIGHT: content["module"][PREFIX + name].float(), **_tensors(states.get(number, {}))}
+            weight = content["module"][PREFIX + name].float() if masters is None else masters[number]
+            yield name, {WEIGHT: weight, **_tensors(states.get(number, {}))}
         return
     # In bf16 there is a prefix before the part that names the rank.
     by_rank = {name[name.index(PARTITION) :]: name for name in files if PARTITION in name}

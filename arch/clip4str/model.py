@@ -96,7 +96,10 @@ class Clip4Str(nn.Module):
         return self.clip.visual_projection(vision.post_layernorm(hidden_BMD))
 
     def cross_memory(self, image_B1ME: Tensor, reading_BKL: Tensor) -> Tensor:
-        """What the cross decoder looks at: the image, and as a caption what has been read in it, [B, K, M + S, E]."""
+        """What the cross decoder looks at: the image, and as a caption what has been read in it, [B, K, M + S, E].
+
+        The host waits here for the device, once: byte-pair encoding is a program of the host.
+        """
         text_BKSE = self.encode_text(self.caption(reading_BKL.cpu().numpy()))
         image_BKME = image_B1ME.detach().expand(-1, text_BKSE.shape[1], -1, -1)
         return torch.cat([image_BKME, text_BKSE], dim=2)
@@ -105,9 +108,11 @@ class Clip4Str(nn.Module):
         """Every token of the text encoder, normalised and projected: [..., S, E]. Equal captions are encoded once."""
         distinct, place = np.unique(ids.reshape(-1, ids.shape[-1]), axis=0, return_inverse=True)
         device = self.clip.text_projection.weight.device
-        hidden_NSD = self.clip.text_model(input_ids=torch.from_numpy(distinct).to(device)).last_hidden_state
-        text_NSE = self.clip.text_projection(hidden_NSD)
-        return text_NSE[torch.from_numpy(place.reshape(ids.shape[:-1])).to(device)]
+        ids_NS, place_BK = (
+            torch.from_numpy(array).to(device, non_blocking=True) for array in (distinct, place.reshape(ids.shape[:-1]))
+        )
+        text_NSE = self.clip.text_projection(self.clip.text_model(input_ids=ids_NS).last_hidden_state)
+        return text_NSE[place_BK]
 
     def no_weight_decay(self) -> set[str]:
         """Names of matrices that weight decay spares."""

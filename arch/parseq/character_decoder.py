@@ -62,7 +62,7 @@ class CharacterDecoder(nn.Module):
         Returns:
             [B, K, L, C]; position i predicts character i + 1, or [E].
         """
-        content_KLL, query_KLL = attention_masks(ordering_KP.to(context_BL.device))
+        content_KLL, query_KLL = attention_masks(ordering_KP.to(context_BL.device, non_blocking=True))
         hidden_B11L = ((context_BL == self.config.pad) | (context_BL == self.config.eos))[:, None, None, :]
         return self.decode(memory, context_BL, query_KLL[None] | hidden_B11L, content_KLL[None] | hidden_B11L)
 

@@ -56,7 +56,7 @@ class RecogniserConfig(ABC):
     def normalise(self, images_B3HW: Tensor) -> Tensor:
         """Colours from 0 to 255 as the encoder expects them: float32."""
         mean_311, deviation_311 = (
-            torch.tensor(values, device=images_B3HW.device)[:, None, None]
+            torch.tensor(values)[:, None, None].to(images_B3HW.device, non_blocking=True)
             for values in (self.pixel_mean, self.pixel_deviation)
         )
         return images_B3HW.float() / (255 * deviation_311) - mean_311 / deviation_311

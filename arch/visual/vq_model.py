@@ -12,7 +12,8 @@ Shapes: B images, S pixels of a side, G codes of a side, N = G * G ids in raster
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -133,8 +134,25 @@ class VqModel(nn.Module):
         book.update_ema()
 
 
+class Float32Quantizer(VectorQuantize):
+    """A codebook that stays in float32 when the module changes its type, as an engine that trains in bf16 does with it.
+
+    In bf16 a moving average of decay 0.99 would not move: its steps are smaller than a rounding.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32Quantizer:
+        book = self._codebook
+        kept = {name: buffer for name, buffer in book.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = getattr(book, name)
+            if moved.dtype != buffer.dtype:
+                setattr(book, name, buffer.to(moved.device))
+        return self
+
+
 def _build_vq(config: VisualTokenizerConfig) -> VectorQuantize:
-    return VectorQuantize(
+    quantizer = Float32Quantizer(
         config.code_dim,
         config.codes,
         decay=config.decay,
@@ -144,3 +162,10 @@ def _build_vq(config: VisualTokenizerConfig) -> VectorQuantize:
         rotation_trick=False,  # plain straight-through
         sync_codebook=dist.is_initialized() and dist.get_world_size() > 1,
     )
+    # The library asks the device in every pass whether its own k-means is still to be run; it never is.
+    quantizer._codebook.init_embed_ = _nothing_to_initialise
+    return quantizer
+
+
+def _nothing_to_initialise(*_: Any, **__: Any) -> None:
+    """`VqModel.initialise_codebook` does that."""

@@ -10,6 +10,8 @@ CONFIG=configs/quickstart.yaml
 
 NODE_RANK=${1:?the number of this node, from 0}
 shift
-export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE
+source configs/launch/environment.sh
+# To stop it, end this process on one node with SIGTERM: all ranks save and leave. (Ctrl-C too, but then DeepSpeed kills
+# what has not saved after 30 s.)
 exec deepspeed --hostfile "$HOSTFILE" --no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER" --master_port "$PORT" \
     pretrain/train.py --config "$CONFIG" "$@"

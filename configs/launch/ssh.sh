@@ -11,5 +11,8 @@ CONFIG=configs/quickstart.yaml
 export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=4"  # ssh to a dead node ends, too
 # Exported variables do not travel over ssh; the launcher sends what stands in this file (`.deepspeed_env`, if not named).
 export DS_ENV_FILE=${TMPDIR:-/tmp}/deepspeed_env.$(id -un)
-printf 'GLOO_SOCKET_IFNAME=%s\nNCCL_SOCKET_IFNAME=%s\n' "$INTERFACE" "$INTERFACE" > "$DS_ENV_FILE"
+source configs/launch/environment.sh
+env | grep -E '^(GLOO|NCCL|TORCH|PYTORCH)_' > "$DS_ENV_FILE"
+# SIGTERM or Ctrl-C here reaches all ranks, which save and leave; DeepSpeed kills what has not after 30 s. A save that takes
+# longer needs SIGTERM to one rank's own process instead: the others stop with it, and nothing is killed.
 exec deepspeed --hostfile "$HOSTFILE" pretrain/train.py --config "$CONFIG" "$@"

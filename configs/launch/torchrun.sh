@@ -10,6 +10,8 @@ CONFIG=configs/quickstart.yaml
 
 NODE_RANK=${1:?the number of this node, from 0}
 shift
-export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE
+source configs/launch/environment.sh
+# How long a step and its checkpoint may take once torchrun was told to stop; without it, its ranks are killed after 30 s.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 exec torchrun --nnodes "$NODES" --nproc-per-node "$RANKS" --node-rank "$NODE_RANK" --master-addr "$MASTER" \
     --master-port "$PORT" pretrain/train.py --config "$CONFIG" "$@"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from data_pipeline import Batch, Source
+from pretrain.compilation import blocks_of, compile_blocks
 
 
 class LossOutput(NamedTuple):
@@ -38,6 +39,9 @@ class LossOutput(NamedTuple):
 
 class Task(ABC):
     """Everything the trainer needs to know about what it trains. Construction is cheap and allocates nothing."""
+
+    compiled_on_accelerators: ClassVar[bool] = False
+    """Whether `engine.compile: auto` compiles on an accelerator, where it is not measured: batches are of one shape."""
 
     @abstractmethod
     def build_model(self, seed: int) -> nn.Module:
@@ -75,6 +79,9 @@ class Task(ABC):
     def save_pretrained(self, model: nn.Module, state_dict: Mapping[str, Tensor], directory: Path) -> None:
         """Writes weights and everything needed to load the model without this run (configuration, tokenizer)."""
 
+    def plan_for(self, device: str) -> None:  # noqa: B027
+        """Says, before a plan asks for `blank_model`, on which type of device the run will be: "cpu" or "cuda"."""
+
     def blank_model(self) -> nn.Module:
         """The model of a run that is only planned: its shape counts, its values do not.
 
@@ -94,14 +101,21 @@ class Task(ABC):
         return model
 
     def prepare_model(self, model: nn.Module, activation_checkpointing: bool, compile_model: bool) -> None:
-        """Switches recomputation and compilation on, in place. The default serves transformers models."""
+        """Switches recomputation and compilation on, in place, before the engine is built.
+
+        The default recomputes transformers models, and compiles the `blocks` of any.
+        """
         if activation_checkpointing:
             enable = getattr(model, "gradient_checkpointing_enable", None)
             if enable is None:
                 raise ValueError(f"{type(model).__name__} has no gradient_checkpointing_enable()")
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if compile_model:
-            model.compile()
+            compile_blocks(self.blocks(model))
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The parts of the model that `engine.compile` compiles. The default finds what it repeats."""
+        return blocks_of(model)
 
     def undecayed_parameters(self, model: nn.Module) -> set[str]:
         """Names of matrices that weight decay must spare; vectors are always spared."""

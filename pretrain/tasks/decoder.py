@@ -27,6 +27,8 @@ from transformers.utils.logging import disable_progress_bar
 from arch import ModelConfigError, PanguPiForCausalLM, count_flops, count_parameters, load_causal_lm, load_model_config
 from arch.finding import resolve_model
 from data_pipeline import Batch, Source, collate_tokens
+from pretrain.attention import AUTO, Choice, built_with, decide, last_hidden
+from pretrain.attention_checks import check_rotary
 from pretrain.distillation import Distillation, DistillationConfig
 from pretrain.errors import ConfigurationError
 from pretrain.loss import IGNORE_INDEX, Criterion, CrossEntropy, linear_loss
@@ -46,7 +48,8 @@ class DecoderTask(Task):
         train: directories of token shards.
         valid: held-out directories of token shards by name, such as {en: ..., zh: ...}.
         weights: mixture weights of `train`; None mixes in proportion to size.
-        attention: attention implementation of transformers (sdpa, flash_attention_2, flex_attention, eager).
+        attention: auto, or an attention implementation of transformers (sdpa, flash_attention_2, flex_attention,
+            eager). auto takes on CUDA what needs no S x S mask (see pretrain/attention.py), and sdpa elsewhere.
         model_overrides: fields of the model's shape to change, such as {series_terms: 1}.
         initial_weights: directory of a model, or of a run, to start from instead of random values.
         loss_chunk_elements: logits that exist at one time in the loss.
@@ -59,6 +62,10 @@ class DecoderTask(Task):
     """Whether to log how often the label is the most likely token."""
     document_mask = False
     """Whether documents of a packed row are hidden from each other."""
+    attention: str = AUTO
+    """What was asked for."""
+    _planned_for = "cuda"
+    compiled_on_accelerators = True
 
     def __init__(
         self,
@@ -66,7 +73,7 @@ class DecoderTask(Task):
         train: list[str],
         valid: dict[str, str] | None = None,
         weights: list[float] | None = None,
-        attention: str = "sdpa",
+        attention: str = AUTO,
         model_overrides: dict[str, Any] | None = None,
         initial_weights: str | None = None,
         loss_chunk_elements: int = 2**22,
@@ -150,18 +157,24 @@ class DecoderTask(Task):
         for name, value in self.special_tokens().items():
             setattr(config, name, value)
         config.max_position_embeddings = max(config.max_position_embeddings, self.units_per_sample()[0])
-        config._attn_implementation = self.attention
+        config._attn_implementation = built_with(self.attention)
         try:
             return seeded_build(self.new_model, seed)
         except (ValueError, ImportError) as error:
             raise ConfigurationError(f"task.attention {self.attention!r} or the model's shape: {error}") from error
 
+    def plan_for(self, device: str) -> None:
+        self._planned_for = device
+
     def blank_model(self) -> nn.Module:
         """Needs no shards, no weights, no attention package: flash and flex attention are fused and have no mask."""
-        masked = self.attention == "sdpa" and self.document_mask
-        if not masked and self.attention != "eager":
+        asked = self.attention
+        if asked == AUTO and self._planned_for == "cpu":
+            asked = "sdpa"
+        masked = asked == "sdpa" and self.document_mask
+        if not masked and asked != "eager":
             AttentionInterface.register(MASKLESS, sdpa_attention_forward)  # known to have no mask, as it has none
-        self.model_config._attn_implementation = self.attention if masked or self.attention == "eager" else MASKLESS
+        self.model_config._attn_implementation = asked if masked or asked == "eager" else MASKLESS
         return seeded_build(self.new_model, 0)
 
     def example_batch(self, size: int) -> Batch:
@@ -175,7 +188,7 @@ class DecoderTask(Task):
 
     def initial_model(self, directory: str) -> nn.Module:
         """The model at `directory` (of a run: its newest checkpoint), which must have the task's shape."""
-        model = load_causal_lm(resolve_model(directory), attn_implementation=self.attention)
+        model = load_causal_lm(resolve_model(directory), attn_implementation=built_with(self.attention))
         for field in ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count"):
             have, want = getattr(model.config, field), getattr(self.model_config, field)
             if have != want:
@@ -184,29 +197,26 @@ class DecoderTask(Task):
 
     def load_model(self, directory: Path) -> nn.Module:
         disable_progress_bar()  # it would tear the caller's own bar apart
-        return load_causal_lm(directory, attn_implementation=self.attention)
-
-    def prepare_model(self, model: nn.Module, activation_checkpointing: bool, compile_model: bool) -> None:
-        super().prepare_model(model, activation_checkpointing, compile_model=False)
-        if compile_model:
-            # Block by block: compiles once for all layers and leaves ZeRO's hooks outside of the graphs.
-            model.model.compile_layers()  # type: ignore[union-attr, operator]
+        return load_causal_lm(directory, attn_implementation=built_with(self.attention))
 
     def collate(self, samples: list[dict[str, np.ndarray]]) -> Batch:
         return collate_tokens(samples)
+
+    def decide_attention(self, model: nn.Module, batch: Batch) -> Choice:
+        """The attention of the model for batches like this one; the first call decides where `attention` is auto."""
+        return decide(model, self.attention, batch["input_ids"].device, self.document_mask)
 
     def weight(self, batch: Batch) -> float:
         return float((batch["labels"] != IGNORE_INDEX).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
         """Cross-entropy against the data; in training, with a teacher, the weighted sum of both losses."""
-        hidden_BSD = model.model(  # type: ignore[operator]
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).last_hidden_state
+        self.decide_attention(model, batch)
+        hidden_BSD = last_hidden(model, batch)
         truth = CrossEntropy(batch["labels"], accuracy=self.accuracy)
         criterion: Criterion = truth
         if self.teacher is not None and model.training:
-            teacher_hidden_BSE, teacher_weight_VE = self.teacher.hidden(batch, hidden_BSD)
+            teacher_hidden_BSE, teacher_weight_VE = self.teacher.hidden(batch, hidden_BSD, self.document_mask)
             criterion = Distillation(truth, teacher_hidden_BSE, teacher_weight_VE, self.distillation)
         total, tokens = linear_loss(hidden_BSD, model.lm_head.weight, criterion, self.loss_chunk_elements)
         counts_B, objective_BS = (batch["labels"] != IGNORE_INDEX).sum(dim=1), tokens["objective"]
@@ -246,19 +256,30 @@ class DecoderTask(Task):
         return {"shards": [str(Path(directory).resolve()) for directory in self.train]}
 
     def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
+        choice = self.decide_attention(model, batch)
         rows = {
-            "attention": f"{model.config._attn_implementation} (asked for: {self.attention})",  # type: ignore[union-attr]
+            "attention": f"{choice.name} ({choice.reason})",
+            "rotary": check_rotary(model),
             "tokenizer": self.tokenizer_hash[:16],
         }
         if self.teacher is not None:
-            rows["teacher"] = self._audit_teacher(batch)
+            # In the type that the student's hidden states will have.
+            like = torch.empty(0, dtype=model.lm_head.weight.dtype, device=batch["input_ids"].device)  # type: ignore[union-attr, arg-type]
+            rows["teacher"] = self._audit_teacher(batch, like)
+            rows |= {f"teacher's {name}": text for name, text in self.audit_teacher(batch, like).items()}
         return rows
 
-    def _audit_teacher(self, batch: Batch) -> str:
+    def audit_teacher(self, batch: Batch, like: Tensor) -> dict[str, str]:
+        """Rows for the audit table: what must hold for the teacher as for the student, in the type of `like`."""
+        assert self.teacher is not None
+        choice = self.teacher.decide(like, self.document_mask)
+        teacher = self.teacher.model(like.device, like.dtype)
+        return {"attention": f"{choice.name} ({choice.reason})", "rotary": check_rotary(teacher)}
+
+    def _audit_teacher(self, batch: Batch, like: Tensor) -> str:
         """Reads the teacher's weights, which may fail, and says what it knows of a real batch."""
         assert self.teacher is not None
-        device = batch["input_ids"].device
-        hidden_BSE, weight_VE = self.teacher.hidden(batch, torch.empty(0, device=device))
+        hidden_BSE, weight_VE = self.teacher.hidden(batch, like, self.document_mask)
         total, _ = linear_loss(hidden_BSE, weight_VE, CrossEntropy(batch["labels"]), self.loss_chunk_elements)
         mean = float(total) / max(self.weight(batch), 1.0)
         kl = "KL(student || teacher)" if self.distillation.reverse else "KL(teacher || student)"

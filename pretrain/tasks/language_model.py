@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data_pipeline import Batch, TokenSource
+from pretrain.attention_checks import check_document_isolation
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
 from tokenizer import load_tokenizer, tokenizer_hash
 
@@ -72,33 +72,11 @@ class LanguageModelTask(DecoderTask):
             rows["document mask"] = check_document_isolation(model, batch)
         return rows
 
+    def audit_teacher(self, batch: Batch, like: Tensor) -> dict[str, str]:
+        rows = super().audit_teacher(batch, like)
+        if self.document_mask and self.teacher is not None:
+            rows["document mask"] = check_document_isolation(self.teacher.model(like.device, like.dtype), batch)
+        return rows
+
     def evaluation_context(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer}
-
-
-@torch.no_grad()
-def check_document_isolation(model: nn.Module, batch: Batch, tolerance: float = 1e-3) -> str:
-    """Edits the first document of a real packed row and checks that no other document's hidden state moves.
-
-    Returns a sentence for the audit table.
-
-    Raises:
-        RuntimeError: the mask leaks.
-    """
-    starts_BS = batch["position_ids"] == 0
-    row = int(starts_BS.sum(dim=1).argmax())
-    inputs_1S, positions_1S = batch["input_ids"][row : row + 1], batch["position_ids"][row : row + 1]
-    edited_1S = (positions_1S[0] == 0).cumsum(0).unsqueeze(0) <= int(starts_BS[row, 0])
-    changed_1S = torch.where(edited_1S, (inputs_1S + 1) % model.config.vocab_size, inputs_1S)  # type: ignore[union-attr]
-    before = model.model(input_ids=inputs_1S, position_ids=positions_1S, use_cache=False).last_hidden_state  # type: ignore[operator]
-    after = model.model(input_ids=changed_1S, position_ids=positions_1S, use_cache=False).last_hidden_state  # type: ignore[operator]
-    documents = int(starts_BS[row].sum()) + int(not starts_BS[row, 0])
-    if documents < 2:
-        return "not testable on this batch: no row holds two documents"
-    moved = float((after - before).abs()[~edited_1S].max() / before.abs().max())
-    if moved > tolerance:
-        raise RuntimeError(
-            f"the document mask leaks: editing one document of a packed row moved another by {moved:.2e} "
-            f"(attention {model.config._attn_implementation}); choose another task.attention"  # type: ignore[union-attr]
-        )
-    return f"isolates {documents} documents of a real row (largest change elsewhere {moved:.1e})"

@@ -26,6 +26,7 @@ from arch.visual.factorised_embedding import FactorisedEmbedding, factorise, fol
 from arch.visual.initialisation import initialise
 from data_pipeline import Batch
 from data_pipeline.sentence_source import SentenceSource
+from pretrain.attention_checks import check_causality
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import seeded_build
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
@@ -173,29 +174,3 @@ class VisualSentenceTask(DecoderTask):
         with torch.device("meta"):  # only a configuration and names: the weights are those of `folded`
             shell = PanguPiForCausalLM(model.config).to(folded["lm_head.weight"].dtype)  # type: ignore[arg-type]
         super().save_pretrained(shell, folded, directory)
-
-
-@torch.no_grad()
-def check_causality(model: nn.Module, batch: Batch, tokens_per_image: int, tolerance: float = 1e-3) -> str:
-    """Edits the last image of a real sentence and checks that no hidden state before it moves.
-
-    Returns a sentence for the audit table.
-
-    Raises:
-        RuntimeError: the mask lets tokens look ahead.
-    """
-    ids_1T, positions_1T = batch["input_ids"][:1], batch["position_ids"][:1]
-    kept = ids_1T.shape[1] + 1 - tokens_per_image
-    edited_1T = ids_1T.clone()
-    edited_1T[:, kept:] = (edited_1T[:, kept:] + 1) % model.config.vocab_size  # type: ignore[union-attr]
-    before, after = (
-        model.model(input_ids=ids, position_ids=positions_1T, use_cache=False).last_hidden_state  # type: ignore[operator]
-        for ids in (ids_1T, edited_1T)
-    )
-    moved = float((after - before)[:, :kept].abs().max() / before.abs().max())
-    if moved > tolerance:
-        raise RuntimeError(
-            f"attention looks ahead: editing the last image of a sentence moved an earlier token by {moved:.2e} "
-            f"(attention {model.config._attn_implementation}); choose another task.attention"  # type: ignore[union-attr]
-        )
-    return f"editing the last image of a real sentence moves no earlier token (largest change {moved:.1e})"

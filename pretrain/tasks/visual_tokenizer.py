@@ -29,7 +29,6 @@ from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from tokenizer.visual import load_visual_tokenizer
 from tokenizer.visual.network import NetworkTokenizer
-from tokenizer.visual.reconstruction import perplexity
 
 
 @dataclass(frozen=True)
@@ -166,6 +165,10 @@ class VisualTokenizerTask(Task):
         load_model(model, directory / "model.safetensors")
         return model
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Both networks; the codebook between them branches on what it holds."""
+        return [model.encoder, model.decoder]  # type: ignore[list-item]
+
     def collate(self, samples: list[dict[str, np.ndarray]]) -> Batch:
         return {"image": torch.from_numpy(np.stack([sample["image"] for sample in samples]))}
 
@@ -185,9 +188,7 @@ class VisualTokenizerTask(Task):
             terms_B["perceptual"] = self._perceptual.to(images_B3SS.device)(output.images_B3SS.float(), images_B3SS)
         losses_B = torch.stack([getattr(self.loss_weights, name) * term_B for name, term_B in terms_B.items()]).sum(0)
         metrics = {name: term_B.detach().mean() for name, term_B in terms_B.items()}
-        counts_V = torch.bincount(output.ids_BN.flatten(), minlength=self.model_config.vocab_size).cpu().numpy()
-        metrics["codes_used"] = losses_B.new_tensor(float((counts_V > 0).mean()))
-        metrics["code_perplexity"] = losses_B.new_tensor(perplexity(counts_V))
+        metrics |= _code_usage(output.ids_BN, self.model_config.vocab_size)
         return LossOutput(losses_B.sum(), losses_B.detach(), torch.ones_like(losses_B), metrics)
 
     def units_per_sample(self) -> tuple[int, str]:
@@ -206,12 +207,7 @@ class VisualTokenizerTask(Task):
         return found
 
     def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
-        """Refuses a codebook in half precision: an average with decay 0.99 would not move in bf16."""
         c = self.model_config
-        if c.quantizer == "vq" and (kind := model.codebook().dtype) != torch.float32:
-            raise ConfigurationError(
-                f"the codebook is {kind}; its moving averages need float32: set engine.precision fp32, or use fsq"
-            )
         return {
             "tokenizer": f"{c.quantizer}, {c.vocab_size} codes, {c.grid} x {c.grid} of {c.image_size} x {c.image_size}",
             "perceptual term": "off" if self.perceptual_weights is None else f"mobilenet_v2, {self.perceptual_weights}",
@@ -221,3 +217,12 @@ class VisualTokenizerTask(Task):
         network = VqModel(self.model_config)
         network.load_state_dict({name: tensor.detach().cpu().float() for name, tensor in state_dict.items()})
         NetworkTokenizer(network).save(directory)
+
+
+def _code_usage(ids_BN: Tensor, codes: int) -> dict[str, Tensor]:
+    """Share of the codes that occur, and exp of the entropy of their shares; nobody waits for either."""
+    ids_M = ids_BN.flatten()
+    shares_V = torch.zeros(codes, device=ids_M.device).index_add_(0, ids_M, torch.ones_like(ids_M, dtype=torch.float32))
+    shares_V /= ids_M.numel()
+    entropy = -torch.xlogy(shares_V, shares_V).sum()
+    return {"codes_used": (shares_V > 0).float().mean(), "code_perplexity": entropy.exp()}

@@ -29,6 +29,7 @@ from data_pipeline.synth_words import SynthConfig, SynthWords
 from data_pipeline.word_source import WordSource
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput, Task, seeded_build
+from pretrain.transfers import on_device
 from tokenizer.characters import CharacterTokenizer, CharsetError, read_charset
 
 CONFIG_FILE = "parseq.json"
@@ -182,7 +183,8 @@ class WordRecognitionTask(Task):
         images_B3HW, ids_BP = self.model_config.normalise(batch["image"]), batch["ids"]
         # A frozen model is always asked for the same orderings, so that validations can be compared.
         step = int(batch["step"]) if model.training and "step" in batch else -1
-        ordering_KP = self._orderings(ids_BP.shape[1] - 2, step)
+        drawn = {"ordering_KP": self._orderings(ids_BP.shape[1] - 2, step)}
+        ordering_KP = on_device(drawn, ids_BP.device)["ordering_KP"]
         predicted = model(images_B3HW.to(next(model.parameters()).dtype), ids_BP[:, :-1], ordering_KP)
         target_BKL = ids_BP[:, None, 1:].repeat(1, len(ordering_KP), 1)
         target_BKL[:, 2:][target_BKL[:, 2:] == self.tokenizer.eos] = self.tokenizer.pad

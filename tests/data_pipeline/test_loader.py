@@ -1,12 +1,16 @@
 """Loader: the same global batches at any world size, micro-batch and worker count, and as fast at step one million."""
 
+import builtins
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -121,6 +125,56 @@ def test_leaving_early_ends_the_workers(random_shards: Path) -> None:
     steps.close()
     del steps
     assert not multiprocessing.active_children()
+
+
+def test_workers_outlive_what_tells_their_trainer_to_stop(random_shards: Path) -> None:
+    source = TokenSource(random_shards, 8)
+    order = Order([len(source)], 8, seed=0)
+    steps = iter(Loader(source, order, collate_tokens, rank=0, world_size=1, micro_batch_size=8, start_step=0,
+                        stop_step=100_000, num_workers=2))  # fmt: skip
+    workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+    for name in ("TERM", "INT", "TERM"):  # from another process, as a launcher sends them; the first hit new workers
+        subprocess.run(["kill", f"-{name}", *workers], check=True)
+        assert [int(next(steps)[0]["step"]) for _ in range(5)]
+    assert sorted(str(worker.pid) for worker in multiprocessing.active_children()) == sorted(workers)
+    steps.close()
+
+
+def _read_and_end(shards: Path, end: str, told: Connection) -> None:
+    source = TokenSource(shards, 8)
+    order = Order([len(source)], 8, seed=0)
+    steps = iter(Loader(source, order, collate_tokens, rank=0, world_size=1, micro_batch_size=8, start_step=0,
+                        stop_step=100_000, num_workers=2))  # fmt: skip
+    next(steps)
+    told.send([worker.pid for worker in multiprocessing.active_children()])
+    if end == "waits":
+        signal.pause()
+    elif end == "leaves at once":
+        os._exit(1)
+    elif end == "still refers to its loader":
+        builtins.kept = steps  # type: ignore[attr-defined]
+        raise SystemExit(1)
+    elif end == "terminates them":
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+            worker.join(20)
+            assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("end", ["waits", "leaves at once", "still refers to its loader", "terminates them"])
+def test_no_worker_outlives_its_trainer(random_shards: Path, end: str) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    trainer = multiprocessing.get_context("fork").Process(target=_read_and_end, args=(random_shards, end, theirs))
+    trainer.start()
+    workers = [psutil.Process(pid) for pid in ours.recv()]
+    if end == "waits":
+        trainer.kill()
+    trainer.join(30)
+    assert trainer.exitcode == {"waits": -signal.SIGKILL, "terminates them": 0}.get(end, 1)
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    for worker in alive:
+        worker.kill()
+    assert not alive
 
 
 def test_batches_do_not_share_memory_with_the_shards(random_shards: Path) -> None:

@@ -109,7 +109,8 @@ class Campaign:
         records: list[Record] = []
         waiting = list(kinds)
         while waiting:
-            job = self._start(self.place.run)
+            ending = next((kind for kind in waiting if not INJURIES[kind].survives), waiting[-1])
+            job = self._start(self.place.run, INJURIES[ending].launcher)
             try:
                 self._take_up(job, records)
                 while waiting:
@@ -130,10 +131,10 @@ class Campaign:
         self._finish(last)
         return records
 
-    def _start(self, run: Path) -> Job:
+    def _start(self, run: Path, launcher: str = "deepspeed") -> Job:
         self.launches += 1
         log = self.folder / f"{self.launches:02}.log"
-        return Job(run, self._words(run), log, WOUNDS)
+        return Job(run, self._words(run), log, WOUNDS, launcher)
 
     def _finish(self, job: Job) -> None:
         job.wait_for_end(START_SECONDS)

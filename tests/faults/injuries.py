@@ -6,14 +6,18 @@ code, and words in its log) and what the next launch must say before it goes on.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from arch.finding import newest_checkpoints
 from pretrain.status_report import read
@@ -58,6 +62,8 @@ class Injury:
     """Whether the job goes on as if nothing had happened."""
     saves: bool = False
     """Whether the job makes a checkpoint before it ends."""
+    launcher: str = "deepspeed"
+    """What starts the job that it happens to."""
     intervals: int = 1
     """Checkpoint intervals that may be lost."""
 
@@ -80,6 +86,30 @@ def kill_launcher(job: Job, place: Place, draw: random.Random) -> None:
 def terminate(job: Job, place: Place, draw: random.Random) -> None:
     for rank in job.ranks():
         rank.send_signal(signal.SIGTERM)
+
+
+def terminate_launcher(job: Job, place: Place, draw: random.Random) -> None:
+    """SIGTERM to the process that was started by hand."""
+    job.process.terminate()
+
+
+def terminate_on_node(job: Job, place: Place, draw: random.Random) -> None:
+    """SIGTERM to DeepSpeed's launcher of one node, as its front end sends it over ssh."""
+    job.launchers()[1].terminate()
+
+
+def press_ctrl_c(job: Job, place: Place, draw: random.Random) -> None:
+    """SIGINT to the process group, as a terminal sends it to what runs in the foreground."""
+    os.killpg(job.process.pid, signal.SIGINT)
+
+
+def end_of_time(job: Job, place: Place, draw: random.Random) -> None:
+    """SIGTERM to every process, and again: a batch system's way."""
+    for pause in (1.0, 0.0):
+        for process in job.alive():
+            with suppress(psutil.Error):  # it has just ended
+                process.terminate()
+        time.sleep(pause)
 
 
 def stop_one(job: Job, place: Place, draw: random.Random) -> None:
@@ -171,6 +201,7 @@ def mount(folder: Path) -> bool:
 
 
 LOST_PEER = "the connection to .* broke|no sign of life from"
+STOPPED = "(SIGTERM|SIGINT|another rank was stopped): .*saved.*, leaving"
 LAUNCHER_GONE = r"the launcher \(process \d+\) is gone: .*saved.*, leaving"
 PASSED_OVER = "passing over .*step_"
 SHARD_SIZE = r"\.ds: .*(short|truncated|bytes)"
@@ -181,6 +212,11 @@ INJURIES = {
     "SIGKILL of all": Injury(kill_all),
     "SIGKILL of the launcher": Injury(kill_launcher, LAUNCHER_GONE, saves=True, intervals=0),
     "SIGTERM": Injury(terminate, "SIGTERM: .*saved.*, leaving", exit_zero=True, saves=True, intervals=0),
+    "SIGTERM to torchrun": Injury(terminate_launcher, STOPPED, saves=True, intervals=0, launcher="torchrun"),
+    "SIGTERM to deepspeed": Injury(terminate_launcher, LAUNCHER_GONE, saves=True, intervals=0),
+    "SIGTERM to deepspeed's launch.py": Injury(terminate_on_node, STOPPED, saves=True, intervals=0),
+    "Ctrl-C": Injury(press_ctrl_c, STOPPED, saves=True, intervals=0),
+    "SIGTERM to every process, twice": Injury(end_of_time, STOPPED, saves=True, intervals=0, launcher="torchrun"),
     "SIGSTOP of one rank": Injury(stop_one, "no sign of life from host .* for"),
     "worker process killed": Injury(kill_worker, "DataLoader worker .*(killed|exited)"),
     "disk full": Injury(fill_disk, "No space left|disk is full", repair=empty_disk),

@@ -13,10 +13,11 @@ from typing import Any
 
 import psutil
 
-from tests.pretrain.conftest import deepspeed_command, launch, rank_processes
+from tests.pretrain.conftest import deepspeed_command, launch, rank_processes, torchrun_command
 
 VICTIM = "tests/faults/victim.py"
 RANKS = 2
+LAUNCHERS = {"deepspeed": deepspeed_command, "torchrun": torchrun_command}
 
 
 class Hang(AssertionError):
@@ -40,12 +41,15 @@ class Job:
         words: command line of `train.py`.
         log: what the launcher and all ranks print.
         wounds: see `tests/faults/victim.py`.
+        launcher: a key of LAUNCHERS.
     """
 
-    def __init__(self, run: Path, words: Sequence[str], log: Path, wounds: dict[str, Any]) -> None:
+    def __init__(
+        self, run: Path, words: Sequence[str], log: Path, wounds: dict[str, Any], launcher: str = "deepspeed"
+    ) -> None:
         self.run, self.words, self.log = run, words, log
         self._resumes_before, self._fresh = len(self._resumed()), not (run / "checkpoints" / "latest").exists()
-        self.process = launch(deepspeed_command(VICTIM, *words, ranks=RANKS), log, WOUNDS=json.dumps(wounds))
+        self.process = launch(LAUNCHERS[launcher](VICTIM, *words, ranks=RANKS), log, WOUNDS=json.dumps(wounds))
         self._all: dict[int, psutil.Process] = {}
 
     @property

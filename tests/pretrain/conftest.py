@@ -58,6 +58,14 @@ def deepspeed_command(script: str, *arguments: str, ranks: int = 2) -> list[str]
     ]
 
 
+def torchrun_command(script: str, *arguments: str, ranks: int = 2) -> list[str]:
+    """The same through torchrun."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
+        *("--master-port", str(free_port()), script, *arguments),
+    ]
+
+
 def launch(command: Sequence[str], log: Path, **extra: str) -> subprocess.Popen:
     """Starts a command in its own process group, so that all its ranks can be killed at once."""
     return subprocess.Popen(
@@ -75,9 +83,8 @@ def rank_processes(launcher: int) -> list[psutil.Process]:
     found: dict[int, tuple[int, psutil.Process]] = {}
     for process in psutil.Process(launcher).children(recursive=True):
         with suppress(psutil.Error):  # it has just ended
-            for word in process.cmdline():
-                if word.startswith("--local_rank="):
-                    found[process.pid] = (int(word.partition("=")[2]), process)
+            if (rank := process.environ().get("LOCAL_RANK")) is not None:
+                found[process.pid] = (int(rank), process)
     ranks = [entry for entry in found.values() if entry[1].ppid() not in found]
     return [process for _, process in sorted(ranks, key=lambda entry: entry[0])]
 

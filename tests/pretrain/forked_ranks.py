@@ -9,16 +9,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from tests.pretrain.conftest import environment, free_port
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["deepspeed", "pretrain.trainer", "pretrain.command_line", "pretrain.tasks.decoder"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["deepspeed", "pretrain.trainer", "pretrain.command_line", "pretrain.tasks.decoder"])
 
 
 def start_ranks(ranks: int, runs: Sequence[Sequence[str]], log: Path) -> list[BaseProcess]:
@@ -29,13 +30,7 @@ def start_ranks(ranks: int, runs: Sequence[Sequence[str]], log: Path) -> list[Ba
         runs: arguments of train.py.
         log: what they print is added there.
     """
-    with _environment():
-        forkserver.ensure_running()
-    port = free_port()
-    processes = [_CONTEXT.Process(target=_train, args=(rank, ranks, port, runs, log)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    return processes
+    return _start(ranks, _train, runs, log)
 
 
 def train_on_ranks(ranks: int, runs: Sequence[Sequence[str]], log: Path, seconds: float = 600) -> list[int | None]:
@@ -44,7 +39,29 @@ def train_on_ranks(ranks: int, runs: Sequence[Sequence[str]], log: Path, seconds
     Raises:
         TimeoutError: not ended in time; says what they have printed.
     """
-    processes = start_ranks(ranks, runs, log)
+    return _await(start_ranks(ranks, runs, log), log, seconds)
+
+
+def call_on_ranks(
+    ranks: int, function: Callable[[Any], None], argument: Any, log: Path, seconds: float = 600
+) -> list[int | None]:
+    """Calls `function(argument)` on new ranks, for tests of an engine without the loop; else as `train_on_ranks`."""
+    return _await(_start(ranks, function, argument, log), log, seconds)
+
+
+def _start(ranks: int, function: Callable[[Any], None], argument: Any, log: Path) -> list[BaseProcess]:
+    with _environment():
+        forkserver.ensure_running()
+    port = free_port()
+    processes = [
+        CONTEXT.Process(target=_call, args=(rank, ranks, port, function, argument, log)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _await(processes: Sequence[BaseProcess], log: Path, seconds: float) -> list[int | None]:
     deadline = time.monotonic() + seconds
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -68,7 +85,7 @@ def _environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _train(rank: int, ranks: int, port: int, runs: Sequence[Sequence[str]], log: Path) -> None:
+def _call(rank: int, ranks: int, port: int, function: Callable[[Any], None], argument: Any, log: Path) -> None:
     with log.open("ab", buffering=0) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -76,6 +93,10 @@ def _train(rank: int, ranks: int, port: int, runs: Sequence[Sequence[str]], log:
     os.environ.update(
         environment() | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
     )
+    function(argument)
+
+
+def _train(runs: Sequence[Sequence[str]]) -> None:
     from pretrain.command_line import parse
     from pretrain.trainer import train
 

@@ -64,12 +64,17 @@ def test_recomputed_blocks_keep_less_and_masks_and_scores_more(tmp_path):
     def kept(checkpointing: bool = False, **options: object) -> float:
         return measure(language(tmp_path, **options), SIZE, torch.float32, checkpointing)[0].kept
 
-    masked, layers, heads = kept(), TINY["num_hidden_layers"], TINY["num_attention_heads"]
-    assert kept(checkpointing=True) < 0.6 * masked
+    masked, layers, heads = kept(attention="sdpa"), TINY["num_hidden_layers"], TINY["num_attention_heads"]
+    assert kept(checkpointing=True, attention="sdpa") < 0.6 * masked
     # every layer keeps its mask as numbers, [B, 1, S, S]; flash attention has none
     plain = kept(document_mask=False)
     assert masked - plain >= layers * SIZE * LENGTH**2 * 4
     assert kept(attention="flash_attention_2") == plain
+    # auto takes such an attention on a device, and a mask on a CPU
+    assert kept() == plain
+    on_cpu = language(tmp_path)
+    on_cpu.plan_for("cpu")
+    assert measure(on_cpu, SIZE, torch.float32, False)[0].kept == masked
     # ... and the scores of every head, in place of the fused kernel's one number a query
     assert kept(attention="eager") - plain >= 0.95 * layers * heads * SIZE * LENGTH**2 * 4
 

@@ -1,4 +1,4 @@
-"""A dozen injuries to one real run; `make faults` does hundreds."""
+"""Seventeen injuries to one real run; `make faults` does hundreds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ KINDS = [
     "latest points nowhere",
     "SIGKILL of one rank",
     "SIGSTOP of one rank",
+    "SIGTERM to torchrun",
+    "SIGTERM to deepspeed",
+    "SIGTERM to deepspeed's launch.py",
+    "Ctrl-C",
+    "SIGTERM to every process, twice",
 ]
-"""With those that are planted in the data, a dozen."""
+"""With those that are planted in the data, seventeen."""
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from data_pipeline import Order
 from pretrain.command_line import parse
 from pretrain.config import GuardConfig
 from pretrain.errors import TrainingDiverged
-from pretrain.guards import DivergenceGuard, StopSignal
+from pretrain.guards import DivergenceGuard
 from pretrain.hooks import EvaluationHook
 from pretrain.trainer import Outcome, train
 from tests.pretrain.conftest import rows
@@ -131,12 +131,3 @@ def test_a_signal_saves_and_leaves_and_the_run_continues_to_the_same_end(tmp_pat
     run(toy(tmp_path / "whole"))
     whole, continued = final_weights(tmp_path / "whole"), final_weights(tmp_path / "stopped")
     assert all(torch.equal(whole[name], continued[name]) for name in whole)
-
-
-def test_a_second_signal_acts_at_once():
-    with StopSignal() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.received == "SIGINT"
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -46,7 +46,13 @@ BF16 = [
     (Setup(1, 1, precision="bf16"), Setup(2, 2, precision="bf16")),
     (Setup(2, 2, precision="bf16"), Setup(1, 3, precision="bf16")),
     (Setup(2, 3, precision="bf16"), Setup(1, 1, precision="bf16")),
+    (Setup(2, 1, precision="bf16"), Setup(3, 1, precision="bf16")),
+    (Setup(2, 1, precision="bf16"), Setup(1, 0, precision="bf16")),
+    (Setup(2, 0, precision="bf16"), Setup(2, 1, precision="bf16")),
+    (Setup(1, 0, precision="bf16"), Setup(2, 3, precision="bf16")),
 ]
+"""Ranks together sum gradients in fp32, with DeepSpeed's BF16_Optimizer at stage 1; one rank alone has nothing to sum.
+With Muon test_precision.py compares the states themselves: what bf16 rounds is orthogonalised there, and grows."""
 OFFLOADED = [
     (Setup(2, 2, offload="cpu"), Setup(1, 2, offload="cpu")),
     (Setup(1, 3, offload="cpu"), Setup(2, 3)),

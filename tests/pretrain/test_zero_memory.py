@@ -17,7 +17,12 @@ GB = 1e9
 
 
 def at(stage: int, ranks: int = 64, **changes: object) -> Setting:
-    return replace(Setting(stage, ranks, weight_bytes=2, accumulation=8, zero=BUCKET), **changes)  # type: ignore[arg-type]
+    setting = Setting(stage, ranks, weight_bytes=2, gradient_bytes=2, accumulation=8, zero=BUCKET)
+    return replace(setting, **changes)  # type: ignore[arg-type]
+
+
+FP32 = {"weight_bytes": 4, "gradient_bytes": 4}
+SUMMED_IN_FP32 = {"gradient_bytes": 4}
 
 
 def peak(setting: Setting, activations: ActivationMemory = NOTHING) -> Moment:
@@ -38,11 +43,11 @@ def test_stages_need_less_and_less_on_many_ranks_and_fp32_more():
     totals = [peak(at(stage)).total for stage in (1, 2, 3)]
     assert totals == sorted(totals, reverse=True) and totals[2] < 0.5 * totals[0]
     for stage in (1, 2, 3):
-        assert peak(at(stage, ranks=128)).total < peak(at(stage)).total < peak(at(stage, weight_bytes=4)).total
+        assert peak(at(stage, ranks=128)).total < peak(at(stage)).total < peak(at(stage, **FP32)).total
 
 
 def test_without_zero_the_ranks_do_not_help():
-    one, many = (peak(at(0, ranks=ranks, weight_bytes=4)) for ranks in (1, 64))
+    one, many = (peak(at(0, ranks=ranks, **FP32)) for ranks in (1, 64))
     assert one == many
     assert one.weights + one.gradients + one.optimizer == 16 * COUNT
 
@@ -70,8 +75,30 @@ def test_stage_3_gathers_what_is_used_again_soon_and_nothing_on_one_rank():
 
 
 def test_stage_3_has_a_master_copy_in_fp32_too_and_reduces_a_copy_of_its_bucket():
-    small = at(3, ranks=1, weight_bytes=4, zero={"reduce_bucket_size": COUNT})
+    small = at(3, ranks=1, **FP32, zero={"reduce_bucket_size": COUNT})
     device, host = peak(small), peak(replace(small, counts_when_written=True))
     assert device.optimizer == host.optimizer == 12 * COUNT
     assert (device.name, device.buffers) == ("reduce", 2 * 4 * COUNT)
     assert (host.name, host.buffers) == ("reduce", 3 * 4 * COUNT)
+
+
+@pytest.mark.parametrize(("stage", "more"), [(1, 2 * COUNT), (2, 2 * COUNT / 64), (3, 2 * COUNT / 64)])
+def test_sums_in_fp32_take_two_bytes_more_of_each_gradient_that_is_kept(stage, more):
+    """Whole ones at stage 1, the rank's own elsewhere; without accumulation, where bf16 keeps no second partition."""
+    setting = at(stage, accumulation=1)
+    activations = ActivationMemory(
+        kept=8e11, peak=9e11, peak_with_gradients=9e11 + 2 * COUNT, gradients_at_peak=2 * COUNT, logits=0
+    )
+    low, high = peak(setting, activations), peak(replace(setting, **SUMMED_IN_FP32), activations)
+    assert (low.name, high.name) == ("backward", "backward")
+    assert high.gradients - low.gradients == pytest.approx(more)
+    assert high.optimizer == low.optimizer and high.weights == low.weights
+
+
+def test_without_zero_bf16_has_masters_and_sums_in_fp32():
+    """2 + 4 + 4 + 8 bytes a parameter, and flat copies while reducing; fp32 has 4 + 4 + 8."""
+    moment = peak(at(0, **SUMMED_IN_FP32))
+    assert moment.weights + moment.gradients + moment.optimizer == 18 * COUNT
+    small = replace(STATES, parameters=10**8, largest_group=10**8)
+    reducing = peak_moment(at(0, **SUMMED_IN_FP32), small, NOTHING)
+    assert (reducing.name, reducing.buffers) == ("reduce", 4 * 10**8)

@@ -1,0 +1,10 @@
+# What every launch script sets for its ranks. Sourced with INTERFACE set; a value that is set already stays.
+export GLOO_SOCKET_IFNAME=$INTERFACE NCCL_SOCKET_IFNAME=$INTERFACE
+# Segments of device memory that grow. With fixed ones, the buffers that ZeRO gathers and releases and the odd sizes of
+# validation leave holes, and a run ends "out of memory" after hours with gigabytes reserved and unused. (cudaMallocAsync
+# and NCCL's registration of user buffers do not go with it.)
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+# NCCL's flight recorder: the last 2000 collectives of every rank, written when one times out. `torchfrtrace` compares the
+# files of all ranks and names the rank that called another collective, or none. Costs a few hundred bytes for each.
+export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-2000} TORCH_NCCL_DUMP_ON_TIMEOUT=${TORCH_NCCL_DUMP_ON_TIMEOUT:-1}
+export TORCH_FR_DUMP_TEMP_FILE=${TORCH_FR_DUMP_TEMP_FILE:-/tmp/nccl_trace_rank_}
