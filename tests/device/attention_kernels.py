@@ -3,10 +3,12 @@
 The rules are those of `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (torch 2.9 to 2.14) on compute capability
 8.0 and later, as far as they depend on what the caller gives:
 
-    flash        half types, no mask, head width a multiple of 8 up to 256 (others are padded), equal widths
-    efficient    any float type; with a mask: its last dimension is padded to a multiple of 8 and it is copied into the
-                 query's type; groups of queries only if repeated
+    flash        half types, no mask, heads of one width up to 256 (padded to a multiple of 8); groups of queries too
+    efficient    any float type, a mask too, which is copied into the query's type with rows of a multiple of 8; queries
+                 in groups only if their keys were repeated
     math         all else: the scores [B, H, Q, K] exist
+
+On Hopper and later cuDNN's kernel may take the place of either fused one; it makes no scores either.
 """
 
 from __future__ import annotations
@@ -36,6 +38,4 @@ def sdpa_kernel(
     grouped = query.shape[1] != key.shape[1]
     if attn_mask is None and query.dtype in HALF and query.shape[-1] <= WIDEST and query.shape[-1] == value.shape[-1]:
         return FLASH
-    if grouped or (attn_mask is not None and attn_mask.requires_grad):
-        return MATH
-    return EFFICIENT
+    return MATH if grouped else EFFICIENT

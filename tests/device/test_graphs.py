@@ -7,7 +7,6 @@ import pytest
 from tests.device.graphs import counted_graphs
 from tests.device.task_step import prepare
 
-
 KINDS = {"language": 1, "sentences": 1, "words": 2, "digits": 1}
 """Kinds of blocks: a recogniser has an encoder and a decoder."""
 
