@@ -104,7 +104,8 @@ class VqModel(nn.Module):
             vectors_BDGG = self.quantizer.get_codes_from_indices(ids_BGG)
         else:
             vectors_BDGG = self.quantizer.indices_to_codes(ids_BGG)
-        return ((self.decoder(vectors_BDGG) + 1) / 2).clamp(0, 1)
+        dtype = next(self.decoder.parameters()).dtype  # a codebook stays in float32
+        return ((self.decoder(vectors_BDGG.to(dtype)) + 1) / 2).clamp(0, 1)
 
     def codebook(self) -> Tensor:
         """The vectors of the codes, [V, D]."""
