@@ -4,9 +4,9 @@
     wide     24M parameters, 256 tokens at a time: weights, gradients and optimizer states are most of it
     words    17M parameters, nearly all of them in embedding and head: the loss in chunks
 
-Each trains two steps in processes of its own, in float32 on CPU ranks through our Engine. Measured is the largest
-resident memory of a rank above what it held before the model. A tiny model has been trained before that, because
-libraries allocate at first use.
+Each trains two steps in processes of its own, in float32 (`--precision`) on CPU ranks through our Engine. Measured is
+the largest resident memory of a rank above what it held before the model. A tiny model has been trained before that,
+because libraries allocate at first use.
 
 The C library keeps what was freed and cannot always use it again, which is no part of a plan. Measurements therefore
 run with MALLOC_MMAP_THRESHOLD_=65536, which gives freed tensors back at once; `--allocator default` shows what else a
@@ -23,6 +23,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 from loss_memory import MIB, reset_peak, resident_peak
 from measure import finish
@@ -37,6 +38,7 @@ from pretrain.tasks import LanguageModelTask
 from pretrain.tasks.base import seeded_build
 from pretrain.zero_memory import Moment
 
+Precision = Literal["fp32", "bf16"]
 STEPS = 2
 TARGET = 0.15
 TINY = "tiny"
@@ -62,7 +64,9 @@ class WithoutShards(LanguageModelTask):
         return seeded_build(self.new_model, seed)
 
 
-def configuration(name: str, folder: Path, stage: int, ranks: int, accumulation: int) -> TrainConfig:
+def configuration(
+    name: str, folder: Path, stage: int, ranks: int, accumulation: int, precision: Precision
+) -> TrainConfig:
     """A run of one shape, which is written into `folder`."""
     fields, length, micro_size = SHAPES[name]
     path = folder / f"{name}.yaml"
@@ -73,7 +77,7 @@ def configuration(name: str, folder: Path, stage: int, ranks: int, accumulation:
         steps=STEPS,
         batch=BatchConfig(size=micro_size * ranks * accumulation, micro_size=micro_size),
         optimizer=OptimizerConfig(lr=1e-4),
-        engine=EngineConfig(zero_stage=stage, precision="fp32"),  # type: ignore[arg-type]
+        engine=EngineConfig(zero_stage=stage, precision=precision),  # type: ignore[arg-type]
     )
 
 
@@ -88,12 +92,12 @@ def train(config: TrainConfig, world: World) -> None:
     engine.close()
 
 
-def measure_here(name: str, stage: int, ranks: int, accumulation: int) -> None:
+def measure_here(name: str, stage: int, ranks: int, accumulation: int, precision: Precision) -> None:
     """Rank 0 prints the largest peak of any rank above what it held before the model, in bytes."""
     world = initialise_world()
     with tempfile.TemporaryDirectory() as folder:
-        train(configuration(TINY, Path(folder), stage, ranks, accumulation), world)
-        config = configuration(name, Path(folder), stage, ranks, accumulation)
+        train(configuration(TINY, Path(folder), stage, ranks, accumulation, precision), world)
+        config = configuration(name, Path(folder), stage, ranks, accumulation, precision)
     gc.collect()
     reset_peak()
     before = resident_peak()
@@ -104,10 +108,10 @@ def measure_here(name: str, stage: int, ranks: int, accumulation: int) -> None:
         print(json.dumps(max(peaks)))
 
 
-def measure(name: str, stage: int, ranks: int, accumulation: int, allocator: str) -> float:
+def measure(name: str, stage: int, ranks: int, accumulation: int, precision: Precision, allocator: str) -> float:
     """`measure_here` in new processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    options = {"here": name, "stages": stage, "ranks": ranks, "accumulation": accumulation}
+    options = {"here": name, "stages": stage, "ranks": ranks, "accumulation": accumulation, "precision": precision}
     words = [f"--{option}={value}" for option, value in options.items()]
     command = [sys.executable, *launcher, __file__, *words]
     environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if allocator == "returning" else {})
@@ -115,10 +119,10 @@ def measure(name: str, stage: int, ranks: int, accumulation: int, allocator: str
     return float(done.stdout.splitlines()[-1])
 
 
-def predict_moment(name: str, stage: int, ranks: int, accumulation: int) -> Moment:
+def predict_moment(name: str, stage: int, ranks: int, accumulation: int, precision: Precision) -> Moment:
     """What the plan says of the same run."""
     with tempfile.TemporaryDirectory() as folder:
-        config = configuration(name, Path(folder), stage, ranks, accumulation)
+        config = configuration(name, Path(folder), stage, ranks, accumulation, precision)
     return predict(config, PlanConfig(nodes=1, gpus=ranks, gpu="cpu"))
 
 
@@ -129,20 +133,22 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", type=int, default=[0, 1, 2, 3])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the weights")
     parser.add_argument("--allocator", choices=["returning", "default"], default="returning")
     parser.add_argument("--workers", type=int, default=2, help="measurements at a time; memory does not depend on it")
     parser.add_argument("--here", choices=list(SHAPES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
-        measure_here(options.here, options.stages[0], options.ranks[0], options.accumulation)
+        measure_here(options.here, options.stages[0], options.ranks[0], options.accumulation, options.precision)
         return
-    runs = list(itertools.product(options.shapes, options.stages, options.ranks, [options.accumulation]))
+    common = [options.accumulation], [options.precision]
+    runs = list(itertools.product(options.shapes, options.stages, options.ranks, *common))
     print(f"{'shape':8} {'stage':>5} {'ranks':>5} {'predicted':>12} {'measured':>12} {'error':>8}   largest moment")
     rows = {}
     with ThreadPoolExecutor(options.workers) as pool:
         peaks = pool.map(lambda run: measure(*run, options.allocator), runs)
-        for (name, stage, ranks, accumulation), peak in zip(runs, peaks, strict=True):
-            moment = predict_moment(name, stage, ranks, accumulation)
+        for (name, stage, ranks, accumulation, precision), peak in zip(runs, peaks, strict=True):
+            moment = predict_moment(name, stage, ranks, accumulation, precision)
             predicted, measured, error = moment.total / MIB, peak / MIB, moment.total / peak - 1
             figures = f"{predicted:8,.0f} MiB {measured:8,.0f} MiB {error:+8.1%}"
             print(f"{name:8} {stage:5} {ranks:5} {figures}   {moment.name}", flush=True)
@@ -151,7 +157,7 @@ def main() -> None:
     worst = max(rows, key=lambda name: abs(rows[name]["error"]))
     outside = sum(abs(row["error"]) > TARGET for row in rows.values())
     print(f"\nlargest error {rows[worst]['error']:+.1%} ({worst}); {outside} of {len(rows)} beyond {TARGET:.0%}")
-    setting = {"target": TARGET, "accumulation": options.accumulation, "allocator": options.allocator}
+    setting = {name: getattr(options, name) for name in ("accumulation", "precision", "allocator")} | {"target": TARGET}
     finish("plan_memory", {"memory": rows}, **setting)
 
 

@@ -87,4 +87,8 @@ def describe_gradients(wrapped: Any) -> str:
     """What a DeepSpeed engine really sums and averages gradients in, for the audit."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     summed, averaged = wrapped.get_data_types()[1], wrapped.communication_data_type
-    return f"summed over micro-batches in {names[summed]}, averaged over ranks in {names[averaged]}"
+    text = f"summed over micro-batches in {names[summed]}, averaged over ranks in {names[averaged]}"
+    uses_muon = any(group.get("use_muon") for group in wrapped.optimizer.param_groups)
+    if uses_muon and summed == torch.bfloat16 and wrapped.zero_optimization_stage() == 2:
+        text += "; stages 1 and 3 can sum those of Muon in fp32"
+    return text

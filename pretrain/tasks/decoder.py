@@ -175,6 +175,8 @@ class DecoderTask(Task):
         config._attn_implementation = built_with(self.attention)
 
     def skeleton(self) -> nn.Module | None:
+        if type(self).build_model is not DecoderTask.build_model:
+            return None  # a task that builds in a way of its own, whose shapes are not known here
         if self.initial_weights is None:
             self._complete_config()
             with torch.device("meta"):
