@@ -5,7 +5,7 @@ from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from signal import SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIG_UNBLOCK, SIGINT, pthread_sigmask, signal
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 
 def available_cores() -> int:
@@ -26,7 +26,7 @@ class _Worker(SpawnProcess):
 class WorkerContext(SpawnContext):
     """How worker processes start. Their initialiser is `end_with_parent`."""
 
-    Process: Any = _Worker
+    Process: ClassVar[Any] = _Worker
 
 
 def end_with_parent() -> None:
