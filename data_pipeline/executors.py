@@ -15,7 +15,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from io import StringIO
-from multiprocessing import get_context
 from typing import Any
 
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -27,7 +26,7 @@ from datatrove.utils.stats import PipelineStats
 from data_pipeline.errors import PrepareError
 from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.workspace import Workspace
-from tokenizer.processes import available_cores, end_with_parent
+from tokenizer.processes import WorkerContext, available_cores, end_with_parent
 
 
 class LocalExecutor(LocalPipelineExecutor):
@@ -44,7 +43,7 @@ class LocalExecutor(LocalPipelineExecutor):
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank)
             return
-        with ProcessPoolExecutor(self.workers, get_context("spawn"), end_with_parent) as pool:
+        with ProcessPoolExecutor(self.workers, WorkerContext(), end_with_parent) as pool:
             try:
                 for future in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
                     future.result()

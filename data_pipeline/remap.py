@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +37,7 @@ from data_pipeline.text_recipe import copy_tokenizer
 from data_pipeline.workspace import Workspace
 from data_pipeline.write_shard import ShardWriter, full_disk_named
 from tokenizer.document_tokens import document_tokens
-from tokenizer.processes import available_cores, end_with_parent
+from tokenizer.processes import WorkerContext, available_cores, end_with_parent
 from tokenizer.vocabulary_map import VocabularyMap
 
 WORKSPACE = ".remap"
@@ -184,7 +183,7 @@ def _run(task: partial[None], before: Meta, workspace: Workspace, workers: int) 
                 task(shard)
                 bar.update(shard.tokens)
             return
-        with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+        with ProcessPoolExecutor(workers, WorkerContext(), end_with_parent) as pool:
             try:
                 futures = {pool.submit(task, shard): shard for shard in missing}
                 for future in as_completed(futures):

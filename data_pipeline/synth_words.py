@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from data_pipeline.word_source import to_array
 from data_pipeline.word_stores import LmdbWriter
 from tokenizer.broken_text import BrokenText
 from tokenizer.characters import CharacterTokenizer, read_charset
-from tokenizer.processes import available_cores, end_with_parent
+from tokenizer.processes import WorkerContext, available_cores, end_with_parent
 
 CHUNK = 256
 """Words that a worker draws at a time."""
@@ -224,7 +223,7 @@ def synthesise(config: SynthCommand) -> str:
     workers = config.workers or available_cores()
     with LmdbWriter(Path(config.output)) as writer, tqdm(total=config.size, unit="word", desc="draw") as bar:
         try:
-            with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+            with ProcessPoolExecutor(workers, WorkerContext(), end_with_parent) as pool:
                 for drawn in pool.map(draw, chunks):
                     for text, content in drawn:
                         writer.add(content, text)

@@ -19,7 +19,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +28,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from arch.outside_files import is_plain_name, read_json, typed
-from tokenizer.processes import end_with_parent
+from tokenizer.processes import WorkerContext, end_with_parent
 from tokenizer.sliceable import SliceableTokenizer, open_saved_encoder
 from tokenizer.stretches import count_stretches, cuts_independently
 
@@ -83,7 +82,7 @@ def count_texts(texts: Iterable[str], tokenizer: SliceableTokenizer, folder: Pat
     if workers == 1:
         return sum((count(*part) for part in parts), Counts.none(len(tokenizer.names)))
     try:
-        with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
+        with ProcessPoolExecutor(workers, WorkerContext(), end_with_parent) as pool:
             return sum(_in_order(pool, count, parts, workers), Counts.none(len(tokenizer.names)))
     except BrokenProcessPool as error:
         raise CountingError(
