@@ -26,31 +26,38 @@ class _Shards:
     contents: list[str] | None = None
 
 
-def found_again(content: Mapping[str, Any], kind: str, run: Path, elsewhere: Sequence[str]) -> dict[str, Any]:
+def found_again(content: Mapping[str, Any], kind: str, path: Path, elsewhere: Sequence[str]) -> dict[str, Any]:
     """The content of an order.json with the present places of its data.
 
     Args:
         content: of order.json.
         kind: of data; words are verified where they are opened.
-        run: the run's directory.
+        path: the order.json.
         elsewhere: where else to look: directories of data, or folders of them.
 
     Raises:
         DataError: data are neither where they were nor elsewhere; names them.
     """
+    try:
+        return _found_again(content, kind, path, elsewhere)
+    except DataError as error:
+        raise DataError(f"{readable(path)}: {error}") from None
+
+
+def _found_again(content: Mapping[str, Any], kind: str, path: Path, elsewhere: Sequence[str]) -> dict[str, Any]:
     if kind == "words":
         if elsewhere and len(elsewhere) != len(content.get("stores", [])):
             raise DataError(
-                f"--shards: the run has {len(content.get('stores', []))} stores of words; name each, in order"
+                f"the run has {len(content.get('stores', []))} stores of words; name each in --shards, in order"
             )
         return {**content, "stores": list(elsewhere)} if elsewhere else dict(content)
-    given = typed(_Shards, content, "order.json", DataError)
+    given = typed(_Shards, content, "not the order of a run", DataError)
     if given.contents is None:
         return {**content, "shards": _in_order(given.shards, elsewhere)}
     if len(given.contents) != len(given.shards):
-        raise DataError(f"order.json: contents: expected {len(given.shards)} entries, found {len(given.contents)}")
+        raise DataError(f"contents: expected {len(given.shards)} entries, found {len(given.contents)}")
     wanted = zip(given.shards, given.contents, strict=True)
-    return {**content, "shards": [_search(old, content_hash, run, elsewhere) for old, content_hash in wanted]}
+    return {**content, "shards": [_search(old, content_hash, path.parent, elsewhere) for old, content_hash in wanted]}
 
 
 def _in_order(shards: Sequence[str], elsewhere: Sequence[str]) -> list[str]:

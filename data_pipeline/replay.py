@@ -122,7 +122,7 @@ def _open(path: Path, elsewhere: Sequence[str]) -> tuple[list[ReplaySource], Rou
         raise DataError(f"{path}: data of kind {kind!r} cannot be replayed; known are {', '.join(OPENERS)}")
     head = typed(_OrderFile, content, f"{path}: not the order of a run", DataError)
     try:
-        sources = OPENERS[kind](found_again(content, kind, path.parent, elsewhere))
+        sources = OPENERS[kind](found_again(content, kind, path, elsewhere))
         later = [Selection.load(selection_path(path.parent, entry["round"])) for entry in head.rounds]
         order = RoundsOrder(head.sizes, head.batch_size, head.seed, head.weights, later)
         order.restart(head.batch_size, head.batch_changes)

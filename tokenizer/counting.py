@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
@@ -141,9 +141,9 @@ def shard_texts(directory: Path, backend: Tokenizer, budget: int) -> Iterator[st
 @dataclass(frozen=True)
 class _Shard:
     file: str
-    tokens: Annotated[int, Ge(0)]
-    documents: Annotated[int, Ge(0)]
-    bytes: Annotated[int, Ge(0)]
+    tokens: Annotated[int, Ge(0), Le(2**53)]
+    documents: Annotated[int, Ge(0), Le(2**53)]
+    bytes: Annotated[int, Ge(0), Le(2**53)]
 
 
 @dataclass(frozen=True)

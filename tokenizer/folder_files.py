@@ -31,7 +31,7 @@ DESCRIPTIONS = re.compile(
     re.IGNORECASE,
 )
 """Names of what speaks about data and is none."""
-CONTROL = re.compile("[\0-\x1f\x7f]")
+UNPRINTABLE = re.compile("[\0-\x1f\x7f\ud800-\udfff]")
 MAX_UNUSED = 0.1
 """Largest share of a folder's bytes that may lie in files which are not used."""
 EXAMPLES = 3
@@ -141,8 +141,13 @@ def is_data_name(name: str) -> bool:
 def readable(path: Path | str) -> str:
     """A path as text that can be printed on one line and stored: control characters, and bytes of a name that are not
     UTF-8, become `\\xNN`."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return UNPRINTABLE.sub(_escaped, str(path))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # how Python keeps such bytes
+    return f"\\x{byte:02x}" if byte < 256 else f"\\u{byte:04x}"
 
 
 def _entries(folder: Path) -> Iterator[Path]:
