@@ -2,6 +2,7 @@
 
 __main__.py, commands.py        python -m eval lm | held-out | collapse | forgetting | report | ...; their options
 lm.py, loading.py               lm-eval on a run, checkpoint, export or any transformers model
+harness_model.py                what lm-eval asks: text alone, whatever its length, in a batch that fits
 local_tasks.py, local_formats.py, tasks/   lm-eval on local files in place of the hub; tasks that upstream lacks
 held_out.py                     lm-eval tasks made from held-out text
 hooks.py                        lm-eval during training
