@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart ocr vision recipe test faults fuzz lint format benchmarks clean
+.PHONY: venv quickstart ocr vision recipe test faults fuzz gpu-check lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -40,6 +40,10 @@ faults: venv
 EXAMPLES ?= 10
 fuzz: venv
 	HF_HUB_OFFLINE=1 FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz $(ARGS)
+
+# On a machine with a CUDA device, under ten minutes: what to report is printed and written to runs/gpu_check.txt.
+gpu-check: venv
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.device.gpu_check
 
 lint: venv
 	$(BIN)/ruff format --check .

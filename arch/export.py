@@ -115,9 +115,19 @@ def _replaceable(directory: Path) -> bool:
 
 
 def llama_config(config: PanguPiConfig) -> LlamaConfig:
-    """transformers' own configuration of the same shape, without PanGu-pi's fields."""
+    """transformers' own configuration of the same shape, without PanGu-pi's fields.
+
+    It names no padding token where that is the token that begins or ends documents: LLaMA would freeze its embedding
+    when the export is trained on. Nor where it is no row of the embedding: LLaMA would refuse it, or take -1 for the
+    last row. What generation pads with is in `generation_config.json` and in the tokenizer.
+    """
     additions = {"model_type"} | set(PanguPiConfig().to_dict()) - set(LlamaConfig().to_dict())
-    return LlamaConfig(**{name: value for name, value in config.to_dict().items() if name not in additions})
+    fields = {name: value for name, value in config.to_dict().items() if name not in additions}
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    pad = config.pad_token_id
+    if pad is not None and (pad in (config.bos_token_id, *ends) or not 0 <= pad < config.vocab_size):
+        fields["pad_token_id"] = None
+    return LlamaConfig(**fields)
 
 
 def _write_model(model: PanguPiForCausalLM, directory: Path) -> None:

@@ -16,6 +16,7 @@ from measure import finish, table, take_turns
 
 from arch import PanguPiForCausalLM, load_model_config
 from data_pipeline import Batch
+from data_pipeline.document_bounds import document_bounds
 from pretrain.config import BatchConfig, EngineConfig, OptimizerConfig, TrainConfig
 from pretrain.distributed import initialise_world
 from pretrain.engine import Engine
@@ -37,10 +38,12 @@ class RandomTokenTask(LanguageModelTask):
     def batch(self, size: int) -> Batch:
         """One batch of random tokens, one document per row."""
         ids = torch.randint(0, self.model_config.vocab_size, (size, self.sequence_length))
+        positions = torch.arange(self.sequence_length).expand_as(ids)
         return {
             "input_ids": ids,
             "labels": ids.roll(-1, 1),
-            "position_ids": torch.arange(self.sequence_length).expand_as(ids),
+            "position_ids": positions,
+            **document_bounds(positions),
         }
 
 

@@ -28,6 +28,7 @@ from loss_memory import MIB, reset_peak, resident_peak
 from measure import finish
 from torch import nn
 
+from pretrain.attention import built_with
 from pretrain.config import BatchConfig, EngineConfig, OptimizerConfig, TrainConfig
 from pretrain.distributed import World, initialise_world
 from pretrain.engine import Engine
@@ -57,7 +58,7 @@ class WithoutShards(LanguageModelTask):
     """Language modelling on the batches of a plan."""
 
     def build_model(self, seed: int) -> nn.Module:
-        self.model_config._attn_implementation = self.attention
+        self.model_config._attn_implementation = built_with(self.attention)
         return seeded_build(self.new_model, seed)
 
 

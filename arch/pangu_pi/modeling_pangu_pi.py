@@ -6,13 +6,16 @@
     y  = x' + (series(g W_gate) * g W_up) W_down               (Eq. 9)   series_activation.py
 
 Everything that LLaMA has is LLaMA's own code and carries LLaMA's names, so with `series_terms=1, shortcut_count=0` this
-*is* `LlamaForCausalLM`: bit-equal logits and gradients, and state dicts load both ways. The parameters that LLaMA does
-not have draw nothing from the global generator: the same seed gives the same shared weights with and without them.
+*is* `LlamaForCausalLM`: bit-equal logits and gradients, and state dicts load both ways. One thing is left out on
+purpose: LLaMA never trains the embedding of `pad_token_id`, and here every token learns (see `PanguPiModel`). The
+parameters that LLaMA does not have draw nothing from the global generator: the same seed gives the same shared weights
+with and without them.
 
 Self-contained (torch, transformers and the files beside it): an exported model carries its modeling files.
 Source: arXiv 2312.17276. Shape suffixes: B batch, S sequence, D hidden width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -159,23 +162,39 @@ class PanguPiPreTrainedModel(LlamaPreTrainedModel):
         }
 
 
+class PanguPiRotaryEmbedding(LlamaRotaryEmbedding):
+    """LLaMA's rotary embedding, whose inverse frequencies stay in float32 whatever type the model is cast to.
+
+    In bf16 they are off by up to 0.4 percent, and an angle is one of them times the position.
+    """
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "PanguPiRotaryEmbedding":
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
 class PanguPiModel(PanguPiPreTrainedModel):
     """The decoder stack. Its forward pass is LLaMA's own; only the layers differ.
 
     Packed rows: `position_ids` [B, S] that restart at every document (and no attention mask, no cache) keep documents
     from seeing each other through sdpa and flex attention. Attention of variable length needs to be told where they
     begin (transformers' `cu_seq_lens_q` and so on) as soon as there is more than one row.
+
+    No embedding is frozen: LLaMA keeps that of `pad_token_id` where it starts, at zero, and without gradient. Rows are
+    packed, so nothing is padding, and in many vocabularies that token is the one that begins and ends every document.
     """
 
     def __init__(self, config: PanguPiConfig) -> None:
         super().__init__(config)
-        self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         seeds = _layer_seeds(config.num_hidden_layers)
         self.layers = nn.ModuleList([PanguPiDecoderLayer(config, i, seed) for i, seed in enumerate(seeds)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.rotary_emb = PanguPiRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
 

@@ -57,9 +57,6 @@ def keep_rows(model: PanguPiForCausalLM, rows: torch.Tensor) -> PanguPiForCausal
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in dict(model.named_parameters()):
             set_parameter(smaller, name, model.get_parameter(name).index_select(0, rows.to(model.device)))
-    embedding = smaller.get_submodule("model.embed_tokens")
-    if embedding.padding_idx is not None:  # only where gradients vanish; an old id would lie outside of the table
-        embedding.padding_idx = None
     smaller.config.vocab_size = len(rows)
     for role in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(smaller.config, role, _renumbered(getattr(model.config, role), rows))

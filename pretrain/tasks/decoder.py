@@ -62,8 +62,10 @@ class DecoderTask(Task):
     """Whether to log how often the label is the most likely token."""
     document_mask = False
     """Whether documents of a packed row are hidden from each other."""
-    compiled_on_accelerators = True
+    attention: str = AUTO
+    """What was asked for."""
     _planned_for = "cuda"
+    compiled_on_accelerators = True
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.device.attention_kernels import sdpa_kernel
+from tests.device.attention_kernels import MATH, sdpa_kernel
 from tests.device.observations import Observations
 
 CUDA = torch.device("cuda", 0)
@@ -207,6 +207,7 @@ class PretendedDevice(TorchFunctionMode):
         self.inside = 0
         """How many calls with a tensor of the device are on the stack."""
         self._made: list[_Made] = []
+        self._in_kernel = 0
 
     def __enter__(self) -> PretendedDevice:
         self._overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -283,7 +284,8 @@ class PretendedDevice(TorchFunctionMode):
         if not isinstance(result, Tensor) or isinstance(result, PretendedTensor):
             return result
         self.seen.made(tuple(result.shape), result.dtype)
-        return PretendedTensor(result.detach(), self.seen).requires_grad_(result.requires_grad)
+        wrapped = PretendedTensor(result.detach(), self.seen)
+        return wrapped.requires_grad_() if result.requires_grad else wrapped
 
     def _move(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         tensor, rest = args[0], args[1:]
@@ -311,16 +313,34 @@ class PretendedDevice(TorchFunctionMode):
 
     def _attend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         call = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
+        if self._in_kernel:
+            return self._inside(nn.functional.scaled_dot_product_attention, call)
         kernel = sdpa_kernel(**call)
-        self.seen.attention[kernel] += 1
         if (mask := call.get("attn_mask")) is not None:
             self.seen.masks[tuple(mask.shape)] += 1
-        if kernel == "math":
-            return nn.functional.scaled_dot_product_attention(**call)
-        kept = dict(self.seen.largest)  # a fused kernel makes none of what the host's may make
-        result = nn.functional.scaled_dot_product_attention(**call)
-        self.seen.largest.clear()
-        self.seen.largest.update(kept)
+        if kernel == MATH:
+            self.seen.attention[kernel] += 1
+            return self._inside(nn.functional.scaled_dot_product_attention, call)
+        return self.kernel(kernel, self._inside, nn.functional.scaled_dot_product_attention, call)
+
+    def _inside(self, func: Callable[..., Any], call: dict[str, Any]) -> Any:
+        """Calls a composite function, whose own new tensors are on this device."""
+        self.inside += 1
+        try:
+            return func(**call)
+        finally:
+            self.inside -= 1
+
+    def kernel(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls a function that stands for one fused kernel of attention: nothing of its inside is written down."""
+        with self.watching():
+            self._in_kernel += 1
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                self._in_kernel -= 1
+        self.seen.attention[name] += 1
+        self.seen.operators[name] += 1
         return result
 
 

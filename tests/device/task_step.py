@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data_pipeline import Batch
 from pretrain.command_line import parse
 from pretrain.tasks.base import LossOutput, Task, TaskModule
+from pretrain.transfers import on_device
 from tests.device.observations import Observations
 from tests.device.pretended import CUDA, PretendedDevice, PretendedTensor
 from tests.pretrain.task_cases import Materials, arguments
@@ -40,7 +41,7 @@ def prepare(
     task = config.task
     sources, _ = task.training_sources()
     model = task.build_model(config.seed)
-    task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile)
+    task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile is True)
     batch = task.collate([sources[0].sample(index) for index in range(size)])
     batch = {**batch, "sample_ids": torch.arange(size), "step": torch.tensor(STEP)}
     return Ready(task, TaskModule(task, model.to(dtype)).train(), batch)
@@ -50,7 +51,7 @@ def on_pretended_device(ready: Ready, device: PretendedDevice) -> tuple[LossOutp
     """Forward and backward on the device. What is watched is the second micro-batch: the first moves a teacher, say."""
     module: nn.Module = device.move(ready.module)
     with device:
-        batch = {name: tensor.to(CUDA) if tensor.dim() else tensor for name, tensor in ready.batch.items()}
+        batch = on_device(ready.batch, CUDA)
         module(batch).total.backward()
         module.zero_grad()
         with device.watching() as seen:
