@@ -5,6 +5,10 @@
                               one step longer than `timeout_seconds`     ──> the same
                               another phase longer than that             ──> stacks and a note; the run goes on
 
+With the stacks goes torch's record of the last collectives, to RUN/collectives: where all ranks live and none moves,
+`torchfrtrace` finds in it the one that called another collective, or none. torch itself writes it only when a
+collective times out, which a process that has ended here does not live to see.
+
 A collective that lost its peer waits for minutes (NCCL) or as long as TCP keeps trying (gloo), and then blames an
 address. Beats come from a thread, so a rank that computes, evaluates or writes for an hour is not silent; a host that
 is switched off or cut off, and a process that is killed or stopped, are. Datagrams need no server that could be cut off
@@ -28,6 +32,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+import torch.distributed as dist
+from torch._C import _distributed_c10d
 
 from pretrain.config import DistributedConfig
 from pretrain.distributed import World
@@ -229,7 +236,10 @@ class Heartbeat:
         message = f"train.py: {self.world.names([self.world.rank])} in {self.where}: {text}. Stacks: {stacks}"
         print(message, file=sys.stderr, flush=True)
         # On a host that is cut off, the folder may hang with the network; that must not keep the run from ending.
-        writer = threading.Thread(target=_write_stacks, args=(stacks, message), name="stacks", daemon=True)
+        collectives = self.run / "collectives" / f"rank_{self.world.rank}"
+        writer = threading.Thread(
+            target=_write_evidence, args=(stacks, collectives, message), name="stacks", daemon=True
+        )
         writer.start()
         writer.join(PATIENCE)
 
@@ -251,12 +261,18 @@ class Heartbeat:
         )
 
 
-def _write_stacks(path: Path, message: str) -> None:
+def _write_evidence(stacks: Path, collectives: Path, message: str) -> None:
+    """The stacks of all threads, and what torch has recorded of its collectives, where it has."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as file:
+        stacks.parent.mkdir(parents=True, exist_ok=True)
+        with stacks.open("w", encoding="utf-8") as file:
             file.write(f"{message}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
+        # Named as `torchfrtrace --prefix rank_` expects it. A torch without this record has none to write.
+        recorder = "_dump_nccl_trace" if dist.is_initialized() and "nccl" in dist.get_backend() else "_dump_fr_trace"
+        if (record := getattr(_distributed_c10d, recorder, None)) is not None:
+            collectives.parent.mkdir(parents=True, exist_ok=True)
+            collectives.write_bytes(record())
     except OSError as error:
-        print(f"train.py: {path}: {error.strerror}", file=sys.stderr, flush=True)
+        print(f"train.py: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)

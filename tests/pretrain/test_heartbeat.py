@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torch.distributed.flight_recorder.components.loader import read_dump
 
 from pretrain import heartbeat
 from pretrain.config import DistributedConfig
@@ -57,6 +58,13 @@ def test_a_step_that_takes_too_long_ends_the_run_and_an_evaluation_is_noted_once
     said = capsys.readouterr().err
     assert "host node-b (rank 1) in step 18: step 18 has taken more than 100 s" in said
     assert "Elsewhere: host node-a (rank 0): step 18" in said
+
+
+def test_stacks_and_collectives_are_written_where_torchs_own_tool_reads_them(watch, tmp_path):
+    watch._say("nobody moves")
+    assert "test_heartbeat.py" in (tmp_path / "stacks" / "rank_00001.txt").read_text()
+    found = read_dump("rank_", str(tmp_path / "collectives" / "rank_1"))
+    assert found["rank"] == 1 and isinstance(found["entries"], list)
 
 
 def test_a_broken_connection_is_put_down_to_the_host_behind_the_address(watch, monkeypatch):

@@ -17,12 +17,16 @@ import pytest
 
 from data_pipeline.worker_signals import STOP_SIGNALS
 from pretrain import stop_signal
+from pretrain.command_line import parse
 from pretrain.launchers import Launcher, find_launcher
 from pretrain.stop_signal import StopSignal
+from pretrain.trainer import train
 from tests.pretrain.conftest import ROOT, environment, rows
 from tests.pretrain.test_guards import toy
 
 HERE = os.getppid()
+BAR = ["--telemetry.progress_bar", "true"]
+"""Something to print in every step."""
 
 
 @pytest.fixture(autouse=True)
@@ -133,10 +137,16 @@ def test_deepspeed_has_no_setting_so_the_remedy_is_another_way_to_stop():
     assert text is not None and f"kill {os.getpid()}" in text
 
 
+def test_the_log_says_once_that_a_save_outlasts_the_launchers_patience(tmp_path):
+    train(parse(toy(tmp_path, steps=6))[0], Launcher("torchrun", HERE, grace=0.0))
+    events = [row for row in rows(tmp_path, "event") if row["event"] == "grace"]
+    assert [row["step"] for row in events] == [2] and "torchrun kills its ranks 0 s after" in events[0]["detail"]
+
+
 @pytest.mark.slow
 def test_a_run_whose_output_nobody_reads_any_more_saves_when_it_is_stopped(tmp_path):
     """Ctrl-C on `... | tee log`: `tee` is gone at once."""
-    words = toy(tmp_path, "--checkpoint.every", "100000", "--loader.workers", "1", steps=100_000)
+    words = toy(tmp_path, "--checkpoint.every", "100000", "--loader.workers", "1", *BAR, steps=100_000)
     job = subprocess.Popen(
         [sys.executable, "pretrain/train.py", *words],
         cwd=ROOT,
