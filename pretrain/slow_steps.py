@@ -16,6 +16,8 @@ WINDOW, FEWEST = 200, 20
 """Steps that make the median, and how many are needed before one can stand out."""
 RECENT, SLOW_AMONG = 10, 6
 """Of so many latest steps, so many must be slow."""
+LASTING = 20.0
+"""Seconds that this must last: what passes by itself needs no advice."""
 TIMES = 3.0
 """A step is slow from this many medians on."""
 PAUSE = 300.0
@@ -43,6 +45,7 @@ class SlowSteps:
         self._course: deque[float] = deque(maxlen=WINDOW)
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self._shares: deque[float] = deque(maxlen=RECENT)
+        self._since: float | None = None
         self._noted: float | None = None
         self._began = (0.0, 0.0)
 
@@ -63,8 +66,12 @@ class SlowSteps:
         slow = usual is not None and seconds > TIMES * usual
         self._recent.append(slow)
         self._shares.append(computed / max(seconds * max(self.threads, 1), 1e-9))
+        if sum(self._recent) < SLOW_AMONG:
+            self._since = None
+            return ""
+        self._since = self._since if self._since is not None else now
         pausing = self._noted is not None and now - self._noted < PAUSE
-        if not slow or usual is None or pausing or sum(self._recent) < SLOW_AMONG:
+        if not slow or usual is None or pausing or now - self._since < LASTING:
             return ""
         self._noted = now
         return f"{seconds:.3g} s a step, usual until now: {usual:.3g} s; {self._advice()}"

@@ -91,7 +91,7 @@ def settle(config: TrainConfig, world: World, peak_tflops: float, measure: Measu
     if kept is not None:
         choice = SpeedChoice(**kept)
         return _as_asked(config, replace(choice, reason=f"{choice.reason}, chosen when the run began"))
-    arithmetic = _arithmetic_seconds(config, world, peak_tflops)
+    arithmetic = _arithmetic_seconds(config, world, world.gather(peak_tflops)[0])  # measured, so ranks differ
     if get_accelerator().device_name() != "cpu":
         pays = arithmetic * COMPILE_SAVES > COMPILE_SECONDS
         choice = SpeedChoice("bf16", config.task.compiled_on_accelerators and pays, "auto on an accelerator")

@@ -53,6 +53,12 @@ def test_a_few_slow_steps_and_slowly_growing_ones_are_not_noted():
     assert [said for step in range(400) if (said := machine.step(1 + step / 50))] == []
 
 
+def test_what_passes_within_seconds_is_not_noted():
+    machine = Machine(threads=2)
+    machine.steps(FEWEST * 5, 0.01)
+    assert machine.steps(RECENT * 4, 0.1) == []
+
+
 def test_noted_again_only_after_a_pause():
     machine = Machine(threads=2)
     machine.steps(FEWEST * 5, 1.0)
