@@ -5,6 +5,7 @@ config_file.py    fields from YAML or JSON, names checked
 outside_files.py  JSON and YAML that may come from elsewhere: bounded, then typed; every room reads through it
 model_config.py   load_model_config: YAML of configs/models/, a transformers directory or a mapping -> PanguPiConfig
 loading.py        load_causal_lm: an export, a checkpoint, a plain LLaMA directory or a GGUF file -> the model
+packed_attention.py  documents of packed rows kept apart without a mask of S x S numbers
 accounting.py     count_parameters, count_flops: exact, by arithmetic, for any size; inspection.py prints them
 export.py         export_model: transformers format, verified by reload_check.py in a fresh process
 parseq/           text recognition; its own front: arch.parseq

@@ -30,7 +30,7 @@ class RandomTokenTask(LanguageModelTask):
 
     def __init__(self, shape: str, sequence_length: int) -> None:
         self.model_config = load_model_config(shape)
-        self.sequence_length, self.loss_chunk_elements, self.teacher = sequence_length, 2**22, None
+        self.sequence_length, self.loss_chunk_elements, self.teacher = sequence_length, None, None
 
     def build_model(self, seed: int) -> torch.nn.Module:
         return seeded_build(lambda: PanguPiForCausalLM(self.model_config), seed)

@@ -1,6 +1,7 @@
 """Peak memory and time of the loss over a large vocabulary: `python benchmarks/loss_memory.py`.
 
-    chunked        pretrain.loss.linear_cross_entropy: forward and both gradients, one chunk of logits at a time
+    chunked        pretrain.loss.linear_cross_entropy: forward and both gradients, one chunk of logits at a time, as
+                   large as the CPU's rule says (pretrain/loss_layout.py) or --chunk_elements
     materialised   logits of all tokens in float32, then torch's cross-entropy, as transformers does it
 
 Every measurement runs in a process of its own, because an allocator that has once been full hides the next peak. The
@@ -31,10 +32,12 @@ def inputs(tokens: int, width: int, vocabulary: int) -> tuple[torch.Tensor, torc
     return hidden, weight, torch.randint(0, vocabulary, (1, tokens), generator=generator)
 
 
-def mean_loss(way: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mean_loss(
+    way: str, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk_elements: int | None = None
+) -> torch.Tensor:
     """The mean loss, computed one way or the other."""
     if way == "chunked":
-        return linear_cross_entropy(hidden, weight, labels)[0] / labels.numel()
+        return linear_cross_entropy(hidden, weight, labels, chunk_elements=chunk_elements)[0] / labels.numel()
     return F.cross_entropy((hidden @ weight.T).float().flatten(0, 1), labels.flatten())
 
 
@@ -49,13 +52,13 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure_here(way: str, tokens: int, width: int, vocabulary: int) -> dict[str, float]:
+def measure_here(way: str, tokens: int, width: int, vocabulary: int, chunk_elements: int | None) -> dict[str, float]:
     """Peak MiB above the start and seconds of one forward and backward pass, in this process."""
     hidden, weight, labels = inputs(tokens, width, vocabulary)
     mean_loss(way, *inputs(8, width, 64)).backward()  # libraries allocate their own memory at first use
     reset_peak()
     before, started = resident_peak(), time.perf_counter()
-    mean_loss(way, hidden, weight, labels).backward()
+    mean_loss(way, hidden, weight, labels, chunk_elements).backward()
     seconds = time.perf_counter() - started
     return {"mib": (resident_peak() - before) / MIB, "seconds": seconds}
 
@@ -81,14 +84,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=100_883, help="PanGu-pi's own")
+    parser.add_argument(
+        "--chunk_elements", type=int, help="logits at a time; by default as many as the CPU's rule says"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--way", choices=["chunked", "materialised"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = (options.tokens, options.width, options.vocabulary)
     if options.way:
-        print(json.dumps(measure_here(options.way, *shape)))
+        print(json.dumps(measure_here(options.way, *shape, options.chunk_elements)))
         return
     sizes = [f"--{name}={value}" for name, value in zip(("tokens", "width", "vocabulary"), shape, strict=True)]
+    if options.chunk_elements is not None:
+        sizes.append(f"--chunk_elements={options.chunk_elements}")
     tables = {}
     for figure, unit in (("mib", "MiB"), ("seconds", "s")):
         contenders = {way: lambda way=way: measure(way, sizes, figure) for way in ("chunked", "materialised")}  # noqa: B023

@@ -10,6 +10,7 @@
     identity.py      which data a run was trained on        loader.py        order -> this rank's micro-batches
                                                             round_order.py   the same over several rounds
                                                             replay.py        the documents of one step
+    document_bounds.py  where documents begin in a micro-batch, for attention of variable length
     remap.py         shards -> shards of a compressed tokenizer; remap_ids.py says why that is exact
 
     image_source.py  images without labels as samples: image_stores.py reads files, folders and Parquet columns

@@ -63,7 +63,9 @@ def decide(model: nn.Module, asked: str, device: torch.device, packed: bool) -> 
     """
     config = model.config
     if asked != AUTO:
-        return Choice(config._attn_implementation, f"asked for: {asked}")  # type: ignore[union-attr]
+        dense = packed and device.type == "cuda" and asked in ("sdpa", "eager")
+        cost = "; it keeps S x S numbers of every row in every layer, auto would not" if dense else ""
+        return Choice(config._attn_implementation, f"asked for: {asked}{cost}")  # type: ignore[union-attr]
     choice = choose(config, device, model.lm_head.weight.dtype, packed)  # type: ignore[arg-type, union-attr]
     if config._attn_implementation == UNDECIDED != choice.name:  # type: ignore[union-attr]
         model.set_attn_implementation(choice.name)  # type: ignore[operator]

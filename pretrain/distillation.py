@@ -25,7 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.errors import ConfigurationError
+from pretrain.fused_loss import token_losses
+from pretrain.head_products import head_logits
 from pretrain.loss import ChunkLoss, CrossEntropy, accumulation_dtype
+from pretrain.loss_layout import LossLayout
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,29 @@ class Distillation:
     def reports(self) -> tuple[str, ...]:
         return (*self.cross_entropy.reports, "divergence")
 
-    def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
-        config = self.config
-        truth = self.cross_entropy(logits_CV, chunk, with_gradient)
+    def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool, layout: LossLayout) -> ChunkLoss:
+        config, truth = self.config, self.cross_entropy
         teacher_CE = self.teacher_hidden_BSE.view(-1, self.teacher_hidden_BSE.shape[-1])[chunk]
-        losses_C, gradient_CV = divergence(
-            logits_CV, teacher_CE @ self.teacher_weight_VE.T, config.temperature, config.reverse
-        )
-        valid_C = self.cross_entropy.valid(chunk).to(losses_C.dtype)
+        teacher_CV = head_logits(teacher_CE, self.teacher_weight_VE, layout)
+        if layout.fused:
+            return self._fused(logits_CV, teacher_CV, chunk, with_gradient)
+        against_data = truth(logits_CV, chunk, with_gradient, layout)
+        losses_C, gradient_CV = divergence(logits_CV, teacher_CV, config.temperature, config.reverse)
+        valid_C = truth.valid(chunk).to(losses_C.dtype)
         losses_C = losses_C * valid_C
-        objective_C = config.weight_gt * truth.objective_C + config.weight_kd * losses_C
-        reports_RC = torch.cat([truth.reports_RC, losses_C.unsqueeze(0)])
-        if truth.gradient_CV is None:
+        objective_C = config.weight_gt * against_data.objective_C + config.weight_kd * losses_C
+        reports_RC = torch.cat([against_data.reports_RC, losses_C.unsqueeze(0)])
+        if against_data.gradient_CV is None:
             return ChunkLoss(objective_C, reports_RC, None)
         gradient_CV.mul_(config.weight_kd * valid_C.unsqueeze(1))
-        return ChunkLoss(objective_C, reports_RC, gradient_CV.add_(truth.gradient_CV, alpha=config.weight_gt))
+        return ChunkLoss(objective_C, reports_RC, gradient_CV.add_(against_data.gradient_CV, alpha=config.weight_gt))
+
+    def _fused(self, logits_CV: Tensor, teacher_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
+        config, truth = self.config, self.cross_entropy
+        labels_C, weights_C = truth.labels(chunk), truth.weights(chunk)
+        settings = config.weight_gt, config.weight_kd, config.temperature, config.reverse
+        rows_RC = token_losses(logits_CV, teacher_CV, labels_C, weights_C, *settings, with_gradient)
+        against_data_C = rows_RC[0] if weights_C is None else rows_RC[0] * weights_C
+        objective_C = config.weight_gt * against_data_C + config.weight_kd * rows_RC[2]
+        reports_RC = torch.cat([rows_RC[: len(truth.reports)], rows_RC[2:]])
+        return ChunkLoss(objective_C, reports_RC, logits_CV if with_gradient else None)

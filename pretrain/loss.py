@@ -1,12 +1,18 @@
 """Linear head and cross-entropy in chunks, so that the logits of a whole batch never exist.
 
-What it costs: with N tokens, width D and vocabulary V the usual loss keeps N x V logits and as many gradients. Here one
-chunk of `chunk_elements` logits exists at a time. Its gradient is formed right away, in the forward pass, while the
-chunk is still warm: the head is multiplied three times (logits, d hidden, d weight) exactly as in the plain loss, and
-nothing is recomputed in backward. That works because the gradient of a *weighted sum* of token losses is known up to
-one scalar before backward starts; whoever needs other weights per token gives them in `token_weights`.
+What it costs: with N tokens, width D and vocabulary V the usual loss keeps N x V logits and as many gradients. Here
+one chunk of logits exists at a time, as large as suits the device (`pretrain/loss_layout.py`). Its gradient is formed
+right away, in the forward pass, while the chunk is still warm: the head is multiplied three times (logits, d hidden,
+d weight; `pretrain/head_products.py`) exactly as in the plain loss, and nothing is recomputed in backward. That works
+because the gradient of a *weighted sum* of token losses is known up to one scalar before backward starts; whoever needs
+other weights per token gives them in `token_weights`.
 
 What is computed of a chunk's logits is a `Criterion`: `CrossEntropy` here, with a teacher `pretrain/distillation.py`.
+On CUDA all of it is one kernel that works in place (`pretrain/fused_loss.py`); the eager form is its reference. No
+number is read back from the device.
+
+Precision, logits in bf16: maxima, sums and losses are float32, the gradient of the logits is rounded to bf16 once, for
+the products, and d weight is summed over chunks in float32 and rounded once at the end.
 
 Shapes: B batch, S sequence, N = B*S, D width, V vocabulary, C tokens of one chunk, R numbers reported of each token.
 """
@@ -20,6 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.fused_loss import token_losses
+from pretrain.head_products import add_weight_gradient, head_logits, hidden_gradient
+from pretrain.loss_layout import LossLayout, layout_on
+
 IGNORE_INDEX = -100
 """Label of a position that has no target (padding, or the first token of another document)."""
 
@@ -32,7 +42,7 @@ class ChunkLoss(NamedTuple):
     reports_RC: Tensor
     """What is reported of every token, in the order of the criterion's `reports`."""
     gradient_CV: Tensor | None
-    """d (sum of the objective) / d logits; None if it was not asked for."""
+    """d (sum of the objective) / d logits, perhaps written over these; None if it was not asked for."""
 
 
 class Criterion(Protocol):
@@ -46,8 +56,8 @@ class Criterion(Protocol):
     def reports(self) -> tuple[str, ...]:
         """Names of the numbers that it reports of every token."""
 
-    def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
-        """The loss of the tokens in `chunk` of the flattened batch."""
+    def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool, layout: LossLayout) -> ChunkLoss:
+        """The loss of the tokens in `chunk` of the flattened batch; `layout` is how their logits lie in memory."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +80,23 @@ class CrossEntropy:
 
     def valid(self, chunk: slice) -> Tensor:
         """Which tokens of the chunk have a label, bool [C]."""
-        return self.labels_BS.reshape(-1)[chunk] != IGNORE_INDEX
+        return self.labels(chunk) != IGNORE_INDEX
 
-    def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
-        labels_C, valid_C = self.labels_BS.reshape(-1)[chunk], self.valid(chunk)
+    def labels(self, chunk: slice) -> Tensor:
+        """The chunk's labels, int64 [C]."""
+        return self.labels_BS.reshape(-1)[chunk]
+
+    def weights(self, chunk: slice) -> Tensor | None:
+        """The chunk's token weights, [C]."""
+        return None if self.token_weights_BS is None else self.token_weights_BS.reshape(-1)[chunk]
+
+    def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool, layout: LossLayout) -> ChunkLoss:
+        if layout.fused:
+            labels_C, weights_C = self.labels(chunk), self.weights(chunk)
+            reports_RC = token_losses(logits_CV, None, labels_C, weights_C, 1.0, 0.0, 1.0, False, with_gradient)
+            objective_C = reports_RC[0] if weights_C is None else reports_RC[0] * weights_C
+            return ChunkLoss(objective_C, reports_RC[: len(self.reports)], logits_CV if with_gradient else None)
+        labels_C, valid_C = self.labels(chunk), self.valid(chunk)
         targets_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
         log_probabilities_CV = F.log_softmax(logits_CV, dim=-1, dtype=accumulation_dtype(logits_CV))
         losses_C = -log_probabilities_CV.gather(1, targets_C1).squeeze(1) * valid_C
@@ -82,8 +105,7 @@ class CrossEntropy:
             reports.append((log_probabilities_CV.argmax(dim=1) == labels_C).to(losses_C.dtype))
         scale_C = valid_C.to(losses_C.dtype)
         objective_C = losses_C
-        if self.token_weights_BS is not None:
-            weights_C = self.token_weights_BS.reshape(-1)[chunk]
+        if (weights_C := self.weights(chunk)) is not None:
             scale_C, objective_C = scale_C * weights_C, losses_C * weights_C
         if not with_gradient:
             return ChunkLoss(objective_C, torch.stack(reports), None)
@@ -93,37 +115,32 @@ class CrossEntropy:
         return ChunkLoss(objective_C, torch.stack(reports), grad_CV.mul_(scale_C.unsqueeze(1)))
 
 
-def chunk_length(vocabulary: int, chunk_elements: int) -> int:
-    """Tokens per chunk such that a chunk holds at most `chunk_elements` logits (at least one token)."""
-    return max(1, chunk_elements // vocabulary)
-
-
 class _ChunkedHead(torch.autograd.Function):
     """sum_t of a criterion of hidden_t @ weight^T, with both gradients formed in forward."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, criterion, chunk_elements):
+    def forward(ctx, hidden_ND, weight_VD, criterion, layout):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         rows, dtype = 1 + len(criterion.reports), accumulation_dtype(hidden_ND)
         tokens_RN = hidden_ND.new_zeros(rows, hidden_ND.shape[0], dtype=dtype)
-        grad_hidden_ND = torch.zeros_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if needs_weight else None
-        step = chunk_length(weight_VD.shape[0], chunk_elements)
-        for start in range(0, hidden_ND.shape[0], step):
-            chunk = slice(start, start + step)
+        chunks = layout.chunks(hidden_ND.shape[0])
+        empty = torch.empty_like if chunks else torch.zeros_like  # the first chunk writes over what is there
+        grad_hidden_ND = empty(hidden_ND) if needs_hidden else None
+        grad_weight_VD = empty(weight_VD, dtype=dtype) if needs_weight else None
+        for chunk in chunks:
             hidden_CD = hidden_ND[chunk]
-            loss = criterion(hidden_CD @ weight_VD.T, chunk, needs_hidden or needs_weight)
+            logits_CV = head_logits(hidden_CD, weight_VD, layout)
+            loss = criterion(logits_CV, chunk, needs_hidden or needs_weight, layout)
             tokens_RN[0, chunk], tokens_RN[1:, chunk] = loss.objective_C, loss.reports_RC
-            if loss.gradient_CV is None:
-                continue
-            grad_CV = loss.gradient_CV.to(hidden_CD.dtype)
+            grad_CV = loss.gradient_CV
+            if grad_CV is not None and grad_CV.dtype != logits_CV.dtype:
+                grad_CV = logits_CV.copy_(grad_CV)
+            del loss, logits_CV  # or they would live beside those of the next chunk
             if grad_hidden_ND is not None:
-                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[chunk])
+                hidden_gradient(grad_CV, weight_VD, layout, grad_hidden_ND[chunk])
             if grad_weight_VD is not None:
-                if grad_weight_VD.dtype == grad_CV.dtype:
-                    grad_weight_VD.addmm_(grad_CV.T, hidden_CD)
-                else:
-                    grad_weight_VD += grad_CV.T @ hidden_CD
+                add_weight_gradient(grad_CV, hidden_CD, layout, grad_weight_VD, is_first=chunk.start == 0)
+            del grad_CV
         # Not save_for_backward: backward hands these very tensors over, and a second reference would force a copy.
         ctx.gradients = (grad_hidden_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
@@ -150,7 +167,7 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def linear_loss(
-    hidden_BSD: Tensor, weight_VD: Tensor, criterion: Criterion, chunk_elements: int = 2**22
+    hidden_BSD: Tensor, weight_VD: Tensor, criterion: Criterion, chunk_elements: int | LossLayout | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A criterion of a linear head's logits, summed, without materialising the logits.
 
@@ -158,7 +175,8 @@ def linear_loss(
         hidden_BSD: last hidden states, [B, S, D].
         weight_VD: head weight, [V, D], no bias.
         criterion: what is computed of the logits of every token.
-        chunk_elements: logits that exist at one time (4 Mi elements are 16 MiB in float32).
+        chunk_elements: logits that may exist at one time; None takes what suits the device (`pretrain/loss_layout.py`),
+            a layout is taken as it is: that of a device for which this pass only stands in.
 
     Returns:
         total: scalar, sum of the objective; differentiable, once, in `hidden_BSD` and `weight_VD`.
@@ -176,11 +194,12 @@ def linear_loss(
     if not torch.is_grad_enabled():
         # A frozen model. needs_input_grad looks at the tensors alone, and gradients would be formed for nothing.
         hidden_BSD, weight_VD = hidden_BSD.detach(), weight_VD.detach()
-    total, tokens_RN = _ChunkedHead.apply(
-        hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), weight_VD, criterion, chunk_elements
-    )
+    layout = chunk_elements
+    if not isinstance(layout, LossLayout):
+        layout = layout_on(hidden_BSD.device, hidden_BSD.dtype, weight_VD.shape[0], layout)
+    total, tokens_RN = _ChunkedHead.apply(hidden_BSD.reshape(-1, hidden_BSD.shape[-1]), weight_VD, criterion, layout)
     names = ("objective", *criterion.reports)
-    return total, dict(zip(names, tokens_RN.view(-1, *hidden_BSD.shape[:-1]), strict=True))
+    return total, dict(zip(names, tokens_RN.view(len(names), *hidden_BSD.shape[:-1]), strict=True))
 
 
 def linear_cross_entropy(
@@ -188,7 +207,7 @@ def linear_cross_entropy(
     weight_VD: Tensor,
     labels_BS: Tensor,
     token_weights_BS: Tensor | None = None,
-    chunk_elements: int = 2**22,
+    chunk_elements: int | LossLayout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a linear head against `labels`, summed, without materialising the logits.
 
@@ -197,7 +216,7 @@ def linear_cross_entropy(
         weight_VD: head weight, [V, D], no bias.
         labels_BS: targets *already shifted* (labels[t] is the token after t), int64 [B, S]; `IGNORE_INDEX` has no loss.
         token_weights_BS: optional weight of each token in the sum, [B, S]; not differentiated.
-        chunk_elements: logits that exist at one time (4 Mi elements are 16 MiB in float32).
+        chunk_elements: logits that may exist at one time; None takes what suits the device.
 
     Returns:
         total: scalar, sum over tokens of weight * loss in nats; differentiable, once, in `hidden_BSD` and `weight_VD`.

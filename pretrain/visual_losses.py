@@ -48,13 +48,13 @@ def sentence_means(losses_BT: Tensor, tokens_per_image: int) -> dict[str, Tensor
 
 
 @torch.no_grad()
-def position_losses(model: nn.Module, batch: Batch, chunk_elements: int = 2**22) -> Mapping[str, Tensor]:
+def position_losses(model: nn.Module, batch: Batch, chunk_elements: int | None = None) -> Mapping[str, Tensor]:
     """What a frozen causal LM makes of every label of a batch (`DecoderTask.collate`), for means of any kind.
 
     Args:
         model: in evaluation mode, factorised or folded.
         batch: `input_ids`, `labels`, `position_ids`, int64 [B, T] each, on the model's device.
-        chunk_elements: logits that exist at one time.
+        chunk_elements: logits that may exist at one time; None takes what suits the device.
 
     Returns:
         `loss`: cross-entropy in nats; `correct`: 1 where the label is the most likely id. Float [B, T] each.

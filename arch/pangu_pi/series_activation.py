@@ -6,10 +6,14 @@
 a_i and b_i are learned, one pair per term and channel (or per term). The sum costs n activations and n multiply-adds
 per channel, which is memory traffic and not arithmetic. Two ways to compute it, equal up to rounding:
 
-* `gated_series`, the formula itself, without gradients and under `torch.compile`, which fuses it into one kernel each
-  way and recomputes the terms in backward because that costs no memory traffic.
+* `gated_series`, the formula itself, under `torch.compile`, which fuses it into one kernel each way and recomputes the
+  terms in backward because that costs no memory traffic.
 * Eager training would write and keep 2n + 1 tensors of FFN width. `_GatedSeries` keeps v and u, which the linear layers
-  own anyway, recomputes the terms in backward, and on a CPU works on blocks of rows that stay in cache.
+  own anyway, recomputes the terms in backward, and works on blocks of rows, on a CPU on such as stay in cache.
+
+Both compute in at least float32, whatever the type of v and u: a fused kernel has its intermediate values in registers
+and rounds each result once, so the eager form must not round every term. float32 exists for one block at a time and is
+never kept. Gradients of scale and bias are summed in float32 over all tokens and rounded at the end.
 
 Shape suffixes: N tokens (leading dimensions, flattened), F FFN width, R rows of one block, M learned terms (n, or n - 1
 when the first is plain), C = F or 1, the channels that have a scale of their own.
@@ -25,6 +29,7 @@ from torch.autograd.function import once_differentiable
 
 DRAWN_STD = 0.02  # of the scales that do not start at a constant (VanillaNet's)
 BLOCK_ELEMENTS = 1 << 18  # of a CPU block: a handful of float32 tensors of this size fit the last-level cache
+DEVICE_BLOCK_ELEMENTS = 1 << 24  # elsewhere: 64 MiB in float32 each, for which a kernel takes ten times its launch
 
 
 def _silu(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,12 +77,20 @@ ACTIVATIONS: dict[str, tuple[Activation, ValueAndSlope]] = {
 def gated_series(
     v: torch.Tensor, u: torch.Tensor, scale_MC: torch.Tensor, bias_MC: torch.Tensor, names: tuple[str, ...]
 ) -> torch.Tensor:
-    """`(sum of sigma_i(a_i v + b_i)) * u`, [..., F] in u's dtype. The first n - M terms have a = 1, b = 0."""
-    act = None
-    for _, name, z in _terms(v, scale_MC, bias_MC, names):
+    """`(sum of sigma_i(a_i v + b_i)) * u`, [..., F] in u's dtype. The first n - M terms have a = 1, b = 0.
+
+    It is computed in at least float32 and rounded once.
+    """
+    dtype, act = _computing_dtype(v), None
+    for _, name, z in _terms(v.to(dtype), scale_MC.to(dtype), bias_MC.to(dtype), names):
         value = ACTIVATIONS[name][0](z)
         act = value if act is None else act + value
     return (act * u).to(u.dtype)
+
+
+def _computing_dtype(v: torch.Tensor) -> torch.dtype:
+    """float32, or float64 where that is given."""
+    return torch.promote_types(v.dtype, torch.float32)
 
 
 def _terms(
@@ -92,10 +105,21 @@ def _terms(
 
 
 def _blocks(v_NF: torch.Tensor) -> list[slice]:
-    """Rows to process together: cache-sized blocks on a CPU, everything at once elsewhere."""
+    """Rows to process together: their float32 values stay in cache on a CPU, and take little memory elsewhere."""
     tokens, features = v_NF.shape
-    rows = max(1, BLOCK_ELEMENTS // features) if v_NF.device.type == "cpu" else tokens
-    return [slice(start, start + rows) for start in range(0, tokens, max(1, rows))]
+    elements = BLOCK_ELEMENTS if v_NF.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
+    rows = max(1, elements // features)
+    return [slice(start, start + rows) for start in range(0, tokens, rows)]
+
+
+def _by_blocks(
+    v_NF: torch.Tensor, u_NF: torch.Tensor, scale_MC: torch.Tensor, bias_MC: torch.Tensor, names: tuple[str, ...]
+) -> torch.Tensor:
+    """`gated_series`, block by block."""
+    out_NF = torch.empty_like(u_NF)
+    for rows in _blocks(v_NF):
+        out_NF[rows] = gated_series(v_NF[rows], u_NF[rows], scale_MC, bias_MC, names)
+    return out_NF
 
 
 class _GatedSeries(torch.autograd.Function):
@@ -112,19 +136,18 @@ class _GatedSeries(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(v_NF, u_NF, scale_MC, bias_MC)
         ctx.names = names
-        out_NF = torch.empty_like(u_NF)
-        for rows in _blocks(v_NF):
-            out_NF[rows] = gated_series(v_NF[rows], u_NF[rows], scale_MC, bias_MC, names)
-        return out_NF
+        return _by_blocks(v_NF, u_NF, scale_MC, bias_MC, names)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NF: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        v_NF, u_NF, scale_MC, bias_MC = ctx.saved_tensors
+        v_NF, u_NF, *given_MC = ctx.saved_tensors
+        dtype = _computing_dtype(v_NF)
+        scale_MC, bias_MC = (tensor.to(dtype) for tensor in given_MC)
         grad_v_NF, grad_u_NF = torch.empty_like(v_NF), torch.empty_like(u_NF)
         grad_scale_MC, grad_bias_MC = torch.zeros_like(scale_MC), torch.zeros_like(bias_MC)
         for rows in _blocks(v_NF):
-            grad_RF, v_RF = grad_NF[rows], v_NF[rows]
+            grad_RF, v_RF = grad_NF[rows].to(dtype), v_NF[rows].to(dtype)
             grad_act_RF = grad_RF * u_NF[rows]
             act_RF = grad_v_RF = None
             for row, name, z_RF in _terms(v_RF, scale_MC, bias_MC, ctx.names):
@@ -139,7 +162,8 @@ class _GatedSeries(torch.autograd.Function):
                 grad_bias_MC[row] += grad_z_RF.sum_to_size(scale_C.shape)
                 grad_scale_MC[row] += grad_z_RF.mul_(v_RF).sum_to_size(scale_C.shape)
             grad_v_NF[rows], grad_u_NF[rows] = grad_v_RF, grad_RF * act_RF
-        return grad_v_NF, grad_u_NF, grad_scale_MC, grad_bias_MC, None
+        given = [g.to(t.dtype) for g, t in zip((grad_scale_MC, grad_bias_MC), given_MC, strict=True)]
+        return grad_v_NF, grad_u_NF, *given, None
 
 
 class SeriesActivation(nn.Module):
@@ -173,10 +197,11 @@ class SeriesActivation(nn.Module):
 
     def forward(self, v_BSF: torch.Tensor, u_BSF: torch.Tensor) -> torch.Tensor:
         """Map the gate and up projections, [..., F] each, to their gated product in u's dtype."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return gated_series(v_BSF, u_BSF, self.scale, self.bias, self.activations)
         v_NF, u_NF = v_BSF.flatten(0, -2), u_BSF.flatten(0, -2)
-        return _GatedSeries.apply(v_NF, u_NF, self.scale, self.bias, self.activations).view_as(u_BSF)
+        compute = _GatedSeries.apply if torch.is_grad_enabled() else _by_blocks
+        return compute(v_NF, u_NF, self.scale, self.bias, self.activations).view_as(u_BSF)
 
     def initial_scale(self) -> torch.Tensor:
         """The scales [M, C] at step 0; the biases start at 0."""

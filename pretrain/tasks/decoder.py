@@ -32,6 +32,7 @@ from pretrain.attention_checks import check_rotary
 from pretrain.distillation import Distillation, DistillationConfig
 from pretrain.errors import ConfigurationError
 from pretrain.loss import IGNORE_INDEX, Criterion, CrossEntropy, linear_loss
+from pretrain.loss_layout import LossLayout, describe_layout
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from pretrain.teacher import Teacher
 
@@ -52,7 +53,8 @@ class DecoderTask(Task):
             eager). auto takes on CUDA what needs no S x S mask (see pretrain/attention.py), and sdpa elsewhere.
         model_overrides: fields of the model's shape to change, such as {series_terms: 1}.
         initial_weights: directory of a model, or of a run, to start from instead of random values.
-        loss_chunk_elements: logits that exist at one time in the loss.
+        loss_chunk_elements: logits that exist at one time in the loss; None takes what suits the device
+            (pretrain/loss_layout.py).
         teacher: a run, checkpoint or transformers directory whose predictions are learned besides the data's (see
             pretrain/teacher.py).
         distillation: how teacher and data are weighed; by default both with weight 1, at temperature 1.
@@ -76,7 +78,7 @@ class DecoderTask(Task):
         attention: str = AUTO,
         model_overrides: dict[str, Any] | None = None,
         initial_weights: str | None = None,
-        loss_chunk_elements: int = 2**22,
+        loss_chunk_elements: int | None = None,
         teacher: str | None = None,
         distillation: DistillationConfig | None = None,
     ) -> None:
@@ -85,7 +87,13 @@ class DecoderTask(Task):
         if distillation is not None and teacher is None:
             raise ConfigurationError("task.distillation is set without task.teacher; name one or leave both out")
         self.train, self.valid, self.weights = train, valid or {}, weights
-        self.attention, self.initial_weights, self.loss_chunk_elements = attention, initial_weights, loss_chunk_elements
+        if loss_chunk_elements is not None and loss_chunk_elements < 1:
+            raise ConfigurationError(
+                f"task.loss_chunk_elements is {loss_chunk_elements}; it must be at least 1, or null"
+            )
+        self.attention, self.initial_weights = attention, initial_weights
+        self.loss_chunk_elements: int | LossLayout | None = loss_chunk_elements
+        """What `linear_loss` takes; a plan sets the layout of the device that it is for."""
         self.teacher = None if teacher is None else Teacher(teacher, attention)
         self.distillation = distillation or DistillationConfig()
         try:
@@ -261,6 +269,9 @@ class DecoderTask(Task):
             "attention": f"{choice.name} ({choice.reason})",
             "rotary": check_rotary(model),
             "tokenizer": self.tokenizer_hash[:16],
+            "loss": describe_layout(
+                model.lm_head.weight, self.model_config.vocab_size, batch["labels"].numel(), self.loss_chunk_elements
+            ),  # type: ignore[union-attr]
         }
         if self.teacher is not None:
             # In the type that the student's hidden states will have.

@@ -75,13 +75,60 @@ def test_every_configurable_activation_exists_and_is_zero_at_zero():
         assert activation(torch.zeros(1)) == 0 and value_and_slope(torch.zeros(1))[0] == 0
 
 
-def test_keeps_only_its_two_inputs_for_backward():
-    series = module(["silu"] * 4, dtype=torch.float32)
-    v, u = inputs(torch.float32)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keeps_only_its_two_inputs_for_backward(dtype, compiled):
+    series = module(["silu"] * 4, dtype=dtype)
+    v, u = inputs(dtype)
+    # the partitioner of torch's compiler, without its code generator
+    forward = torch.compile(series, backend="aot_eager_decomp_partition") if compiled else series
     kept = {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.update({x.data_ptr(): x.numel()}) or x, lambda x: x):
-        series(v, u)
-    assert sum(kept.values()) == v.numel() + u.numel() + series.scale.numel() + series.bias.numel()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.update({x.data_ptr(): x.nbytes}) or x, lambda x: x):
+        forward(v, u)
+    parameters = 2 * series.scale.numel() * 4 if compiled else 2 * series.scale.nbytes  # which are small
+    assert sum(kept.values()) == v.nbytes + u.nbytes + parameters
+
+
+@pytest.mark.parametrize("scope", ["channel", "scalar"])
+@pytest.mark.parametrize("names", [("silu", "silu", "silu", "silu"), ("gelu", "gelu_pytorch_tanh", "tanh", "relu")])
+def test_bfloat16_errs_by_rounding_each_result_once(names, scope, monkeypatch):
+    """With u = 2^-8, the unit roundoff of bf16, each result is within u of the exact one, as a fused kernel's is.
+
+    The rest is float32's: at most `steps` roundings of 2^-24 of the sum of the absolute terms, in which |sigma| <= |z|
+    and |sigma'| <= 2, and for sums over tokens one more for each.
+    """
+    monkeypatch.setattr(series_activation, "BLOCK_ELEMENTS", 1 << 12)  # several blocks, whose sums are added up
+    tokens, features, steps = 1500, 24, 64
+    torch.manual_seed(3)
+    series = SeriesActivation(features, list(names), scope=scope).bfloat16()
+    torch.nn.init.normal_(series.scale)
+    torch.nn.init.normal_(series.bias)
+    v, u = ((2 * torch.randn(tokens, features)).bfloat16().requires_grad_() for _ in "vu")
+    grad = torch.randn(tokens, features).bfloat16()
+    out = series(v, u)
+    got = [out, *torch.autograd.grad(out, [v, u, series.scale, series.bias], grad)]
+    with torch.no_grad():
+        frozen = series(v, u)
+    assert torch.equal(out, frozen)
+
+    exact = series.double()
+    arguments = [v.detach().double().requires_grad_(), u.detach().double().requires_grad_(), exact.scale, exact.bias]
+    truth = naive(exact, *arguments[:2])
+    wanted = [truth, *torch.autograd.grad(truth, arguments, grad.double())]
+    with torch.no_grad():
+        v_, u_, scale, bias = (tensor.abs() for tensor in arguments)
+        z = sum(1 + scale[row] * v_ + bias[row] for row in range(len(names)))
+        slope = 2 * grad.abs() * u_ * (1 + z)
+        along = [
+            slope.sum(0) if scope == "channel" else slope.sum(),
+            (slope * v_).sum(0 if scope == "channel" else None),
+        ]
+        sizes = [z * u_, slope * (scale.sum(0) + 1), grad.abs() * z, along[1], along[0]]
+    for name, ours, theirs, size in zip(("out", "v", "u", "scale", "bias"), got, wanted, sizes, strict=True):
+        roundings = steps + (tokens if name in ("scale", "bias") else 0)
+        excess = (ours.double() - theirs).abs() - 2**-8 * theirs.abs() - roundings * 2**-24 * size
+        assert excess.max() <= 0, f"{name}: {excess.max():.3g} above the bound"
+        assert ours.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("parameter_dtype", [torch.bfloat16, torch.float32])

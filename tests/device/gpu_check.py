@@ -11,8 +11,8 @@ device: each part has a limit, and what does not fit is named. Without a device 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,22 +30,14 @@ from tests.pretrain.conftest import ROOT, make_corpus, rows
 from tests.pretrain.task_cases import Materials, arguments
 
 REPORT = ROOT / "runs" / "gpu_check.txt"
-PACKAGES = (
-    "torch",
-    "triton",
-    "deepspeed",
-    "transformers",
-    "flash-attn",
-    "flash-attn-3",
-    "nvidia-nccl-cu12",
-    "nvidia-nccl-cu13",
-)
-CHECK_SECONDS = 400
-SPEED_SECONDS = 180
-RUN_SECONDS = 90
+PACKAGES = ("torch", "triton", "deepspeed", "transformers", "flash-attn", "flash-attn-3", "nvidia-nccl-cu12",
+            "nvidia-nccl-cu13")  # fmt: skip
+CHECK_SECONDS, GRACE_SECONDS = 350, 10
+SPEED_SECONDS, RUN_SECONDS = 140, 90
+"""In which runs may start, and that one may take: with the checks under ten minutes."""
 SHAPE = {
     "vocab_size": 32000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12,
-    "num_attention_heads": 16, "max_position_embeddings": 2048,
+    "num_attention_heads": 16, "shortcut_reduction": 32, "max_position_embeddings": 2048,
 }  # fmt: skip
 """Of the run that is timed: about 190M parameters."""
 RUNS = (("ZeRO 1", 1, False), ("ZeRO 1, compiled", 1, True), ("ZeRO 3", 3, False), ("ZeRO 3, compiled", 3, True))
@@ -76,16 +68,22 @@ def read_checks(report: Path) -> list[Check]:
 
 
 def run_checks(folder: Path) -> list[Check]:
-    """The tests with the mark `gpu`, in a process of their own; those that the time limit cut off are missing."""
+    """The tests with the mark `gpu`, in a process of their own, which reports what it has when its time is over."""
     report = folder / "checks.xml"
     command = [sys.executable, "-m", "pytest", "tests/device", "-m", "gpu", "-q", f"--junitxml={report}"]
+    running, late = subprocess.Popen(command, cwd=ROOT), []
     try:
-        subprocess.run(command, cwd=ROOT, timeout=CHECK_SECONDS, env=dict(os.environ))
+        running.wait(CHECK_SECONDS)
     except subprocess.TimeoutExpired:
-        return [Check("all checks", "failed", CHECK_SECONDS, f"not finished within {CHECK_SECONDS} seconds")]
+        late = [Check("the rest", "failed", CHECK_SECONDS, f"not run within {CHECK_SECONDS} seconds")]
+        running.send_signal(signal.SIGINT)  # pytest writes its report
+        try:
+            running.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            running.kill()
     if not report.exists():
-        return [Check("all checks", "failed", 0, "pytest wrote no report")]
-    return read_checks(report)
+        return [Check("all checks", "failed", 0, "pytest wrote no report"), *late]
+    return read_checks(report) + late
 
 
 def run_speed(

@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.device.attention_kernels import MATH, sdpa_kernel
+from tests.device.loss_kernels import STAND_INS
 from tests.device.observations import Observations
 
 CUDA = torch.device("cuda", 0)
@@ -99,7 +100,7 @@ class PretendedTensor(Tensor):
         elif packet in INDEXED and _reads_a_mask(packet, args):
             seen.wait(f"{packet} by a mask")
         values, named = tree_map(lambda leaf: leaf.value if isinstance(leaf, PretendedTensor) else leaf, (args, kwargs))
-        result = func(*values, **named)
+        result = STAND_INS.get(func, func)(*values, **named)
         if (changed := _changed(func, args, kwargs)) is not None:
             seen.operators[str(packet)] += 1
             return changed
@@ -147,7 +148,7 @@ def _reads_a_mask(packet: Any, args: tuple[Any, ...]) -> bool:
 def _changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The argument that an operator returns because it has changed it; None for an operator that makes a new tensor."""
     schema = func._schema
-    if not schema.is_mutable:
+    if not schema.is_mutable or (schema.returns and schema.returns[0].alias_info is None):
         return None
     names = [argument.name for argument in schema.arguments]
     written = [
@@ -320,6 +321,8 @@ class PretendedDevice(TorchFunctionMode):
             self.seen.masks[tuple(mask.shape)] += 1
         if kernel == MATH:
             self.seen.attention[kernel] += 1
+            query, key = call["query"], call["key"]
+            self.seen.made((*query.shape[:-1], key.shape[-2]), query.dtype)  # the scores, whatever the host does
             return self._inside(nn.functional.scaled_dot_product_attention, call)
         return self.kernel(kernel, self._inside, nn.functional.scaled_dot_product_attention, call)
 

@@ -46,8 +46,8 @@ def exact_flex(
     )
     seen_B1QK = block_mask.mask_mod(b, h, q, k)
     height, width = block_mask.BLOCK_SIZE
-    for row, column in seen_B1QK.any(dim=1).flatten(0, 0).nonzero()[:, 1:].unique(dim=0).tolist():
-        assert block_mask.to_dense()[:, :, row // height, column // width].any(), "a block that is needed is left out"
+    blocks = block_mask.to_dense().bool().repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)
+    assert not (seen_B1QK & ~blocks[:, :, :queries, :keys]).any(), "a block that is needed is left out"
     output = F.scaled_dot_product_attention(
         query_BHQD, key_BGKD, value_BGKD, seen_B1QK, scale=scale, enable_gqa=query_BHQD.shape[1] != key_BGKD.shape[1]
     )

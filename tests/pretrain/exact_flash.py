@@ -98,7 +98,8 @@ def exact_flash(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module("flash_attn_interface", **kernels)
     monkeypatch.setattr(flash_utils, "is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr(flash_utils, "is_flash_attn_3_available", lambda: True)
-    monkeypatch.setattr(flash_utils, "_loaded_implementation", None)  # what was imported before is imported anew
+    for loaded in ("_loaded_implementation", "_flash_fn"):  # what was imported before is imported anew
+        monkeypatch.setattr(flash_utils, loaded, None, raising=False)
     adjust = PreTrainedModel._check_and_adjust_attn_implementation
 
     def permissive(self: Any, name: str | None, *rest: Any, **options: Any) -> str:

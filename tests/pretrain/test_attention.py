@@ -14,8 +14,10 @@ from arch.packed_attention import PACKED_FLEX, TORCH_VARLEN, packed_block_mask
 from data_pipeline.document_bounds import document_bounds
 from pretrain.attention import built_with, last_hidden
 from pretrain.attention_checks import check_document_isolation
+from pretrain.command_line import parse
 from pretrain.tasks.language_model import LanguageModelTask
-from tests.pretrain.conftest import TINY
+from pretrain.trainer import train
+from tests.pretrain.conftest import TINY, rows
 from tests.pretrain.exact_flash import exact_flash
 
 LENGTHS = [[5, 9, 2, 16], [32], [1, 1, 29, 1], [17, 15]]
@@ -29,8 +31,8 @@ def positions() -> torch.Tensor:
 
 def batch_of(task: LanguageModelTask) -> dict[str, torch.Tensor]:
     ids_BS = torch.randint(TINY["vocab_size"], (4, 32), generator=torch.Generator().manual_seed(3))
-    rows = zip(ids_BS.numpy(), positions().numpy(), strict=True)
-    return task.collate([{"input_ids": ids, "labels": ids, "position_ids": position} for ids, position in rows])
+    samples = zip(ids_BS.numpy(), positions().numpy(), strict=True)
+    return task.collate([{"input_ids": ids, "labels": ids, "position_ids": position} for ids, position in samples])
 
 
 def make(folder: Path, attention: str, train: Any = ("nowhere",), **options: Any) -> LanguageModelTask:
@@ -135,8 +137,8 @@ def test_the_block_mask_is_that_of_the_dense_one(length):
 
     generator = torch.Generator().manual_seed(length)
     lengths = torch.randint(1, 90, (40,), generator=generator)
-    rows = torch.cat([torch.arange(int(n)) for n in lengths])[: 3 * length].view(3, length)
-    bounds = document_bounds(rows)["cu_seq_lens"]
+    positions_BS = torch.cat([torch.arange(int(n)) for n in lengths])[: 3 * length].view(3, length)
+    bounds = document_bounds(positions_BS)["cu_seq_lens"]
     mask = packed_block_mask(bounds, 3, length)
     index_T = torch.arange(3 * length)
     document_BS = torch.searchsorted(bounds, index_T, right=True).view(3, length)
@@ -192,9 +194,9 @@ def test_the_teacher_is_told_and_tested_alike(corpus, tmp_path, monkeypatch):
     task, dense = (make(tmp_path, attention, **options) for attention in ("flash_attention_2", "sdpa"))
     (source,), _ = task.training_sources()
     batch = task.collate([source.sample(number) for number in range(4)])
-    rows = task.audit(model, batch)
-    assert rows["teacher's document mask"] == rows["document mask"] and "in 4 real rows" in rows["document mask"]
-    assert rows["teacher's attention"] == rows["attention"] == "flash_attention_2 (asked for: flash_attention_2)"
+    audit = task.audit(model, batch)
+    assert audit["teacher's document mask"] == audit["document mask"] and "in 4 real rows" in audit["document mask"]
+    assert audit["teacher's attention"] == audit["attention"] == "flash_attention_2 (asked for: flash_attention_2)"
     like = torch.empty(0)
     for one, other in zip(task.teacher.hidden(batch, like), dense.teacher.hidden(batch, like), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -206,3 +208,21 @@ def test_the_teacher_is_told_and_tested_alike(corpus, tmp_path, monkeypatch):
     frozen.model.forward = lambda **told: whole(**{**told, **joined})
     with pytest.raises(RuntimeError, match="the document mask leaks"):
         task.audit(model, batch)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_run_through_the_engine_has_the_losses_of_sdpa(stage, tiny_arguments, tmp_path, monkeypatch):
+    """Loader, engine, recomputed blocks, validation and audit pass on what the kernels need."""
+    exact_flash(monkeypatch)
+    settings = {"steps": 2, "validation__every": 2, "checkpoint__every": 2, "engine__zero_stage": stage}
+    losses = []
+    for name in ("sdpa", "flash_attention_2"):
+        arguments = tiny_arguments(
+            tmp_path / name, task__attention=name, engine__activation_checkpointing="true", **settings
+        )
+        train(parse([*arguments, "--batch.micro_size", "4"])[0])
+        losses.append([row["loss"] for kind in ("train", "valid") for row in rows(tmp_path / name, kind)])
+        audit = json.loads((tmp_path / name / "audit.json").read_text())
+        assert audit["attention"].startswith(name) and "in 4 real rows" in audit["document mask"]
+        assert audit["rotary"].startswith("float32")
+    assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=1e-5)

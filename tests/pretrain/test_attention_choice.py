@@ -74,7 +74,9 @@ def test_what_is_asked_for_is_not_changed():
     config = PanguPiConfig(**SHAPE)
     config._attn_implementation = built_with("eager")
     model = PanguPiForCausalLM(config)
-    assert decide(model, "eager", CUDA, packed=True) == ("eager", "asked for: eager")
+    assert decide(model, "eager", CUDA, packed=False) == ("eager", "asked for: eager")
+    assert "S x S numbers" in decide(model, "eager", CUDA, packed=True).reason
+    assert config._attn_implementation == "eager"
 
 
 class Watch(TorchDispatchMode):

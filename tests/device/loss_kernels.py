@@ -1,0 +1,69 @@
+"""Exact stand-ins for what the loss runs on CUDA alone: its kernel, and products that are given out in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pretrain.fused_loss import token_losses
+from pretrain.loss import IGNORE_INDEX
+
+aten = torch.ops.aten
+
+
+def exact_losses(
+    logits_CV: Tensor,
+    teacher_CV: Tensor | None,
+    labels_C: Tensor,
+    weights_C: Tensor | None,
+    weight_gt: float,
+    weight_kd: float,
+    temperature: float,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """What `token_losses` computes of the same arguments, in float64.
+
+    Returns:
+        losses_RC: cross-entropy, hits and, with a teacher, divergence.
+        gradient_CV: d objective / d logits, in closed form: below a tensor's dispatch there is no autograd.
+    """
+    logits_CV = logits_CV.double()
+    valid_C = (labels_C != IGNORE_INDEX).double()
+    cross_C = F.cross_entropy(logits_CV, labels_C, ignore_index=IGNORE_INDEX, reduction="none")
+    losses = [cross_C, (logits_CV.argmax(1) == labels_C).double()]
+    scale_C = weight_gt * valid_C * (1.0 if weights_C is None else weights_C.double())
+    onehot_CV = F.one_hot(labels_C.clamp_min(0), logits_CV.shape[1])
+    gradient_CV = scale_C[:, None] * (logits_CV.softmax(1) - onehot_CV)
+    if teacher_CV is not None:
+        student, taught = (F.log_softmax(x / temperature, 1) for x in (logits_CV, teacher_CV.double()))
+        first, second = (taught, student) if reverse else (student, taught)
+        kl_C = F.kl_div(first, second, log_target=True, reduction="none").sum(1)
+        apart = student.exp() * (student - taught - kl_C[:, None]) if reverse else student.exp() - taught.exp()
+        losses.append(temperature**2 * kl_C * valid_C)
+        gradient_CV = gradient_CV + weight_kd * temperature * valid_C[:, None] * apart
+    return torch.stack(losses), gradient_CV
+
+
+def _token_losses(logits_CV: Tensor, *arguments: Any) -> Tensor:
+    *settings, with_gradient = arguments
+    losses_RC, gradient_CV = exact_losses(logits_CV, *settings)
+    if with_gradient:
+        logits_CV.copy_(gradient_CV)
+    return losses_RC.float()
+
+
+def wide_product(left: Tensor, right: Tensor, out_dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """`torch.mm(left, right, out_dtype=)`, which a CPU does not have."""
+    product = left.to(out_dtype) @ right.to(out_dtype)
+    return product if out is None else out.copy_(product)
+
+
+STAND_INS = {
+    token_losses._opoverload: _token_losses,
+    aten.mm.dtype: wide_product,
+    aten.mm.dtype_out: wide_product,
+}
+"""By operator of CUDA: a function of tensors on the host."""
