@@ -10,7 +10,9 @@
 `packed_arguments` gives what `PanguPiModel` is called with, so that neither the model nor transformers has to look at
 positions, which would wait for the device. `register_packed_attention` makes two implementations known to transformers
 besides its own. They are for training: without documents (generation, padded batches) both are sdpa. Their names never
-leave with a model, because transformers does not write `_attn_implementation`.
+leave with a model, because transformers does not write `_attn_implementation`. It also puts a shorter way to the kernel
+under the names of flash-attn: transformers' own hands on the number of the layer, and so `torch.compile` would make a
+graph for every layer, until it gives up.
 
 Shapes: B batch, H heads, G heads of keys and values, S sequence, D width of a head, N documents, T = B * S tokens,
 Q = K = S / 128 blocks, rounded up.
@@ -27,15 +29,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
 TORCH_VARLEN = "torch_varlen"
 """`torch.nn.attention.varlen`, where this torch has it."""
 PACKED_FLEX = "packed_flex"
 """transformers' flex attention where there is a block mask, sdpa elsewhere (flex compiles for every new length)."""
+FLASH = ("flash_attention_2", "flash_attention_3")
+"""transformers' names for the package flash-attn."""
 BLOCK = 128
+"""Queries, and keys, of a block of flex attention: torch's default."""
 
 Forward = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -108,13 +115,43 @@ def has_torch_varlen() -> bool:
 
 
 def register_packed_attention() -> None:
-    """Makes TORCH_VARLEN, where this torch has it, and PACKED_FLEX known to transformers, with sdpa's masks."""
+    """Makes TORCH_VARLEN, where this torch has it, PACKED_FLEX and the shorter way to FLASH known to transformers."""
+    for name in FLASH:
+        AttentionInterface.register(name, _flash_forward)
     forwards: dict[str, Forward] = {PACKED_FLEX: _flex_forward}
     if has_torch_varlen():
         forwards[TORCH_VARLEN] = _varlen_forward()
     for name, forward in forwards.items():
         AttentionInterface.register(name, forward)
         AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def _flash_forward(
+    module: nn.Module,
+    query_BHSD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' flash attention; with documents, straight to its kernel of variable length."""
+    if options.get("cu_seq_lens_q") is None:
+        return flash_attention_forward(
+            module, query_BHSD, key_BGSD, value_BGSD, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    output_BSHD = _flash_attention_forward(
+        *(states.transpose(1, 2) for states in (query_BHSD, key_BGSD, value_BGSD)),
+        attention_mask=None,
+        query_length=query_BHSD.shape[2],
+        is_causal=True,
+        dropout=dropout,
+        softmax_scale=scaling,
+        attn_implementation=module.config._attn_implementation,  # type: ignore[union-attr]
+        **options,
+    )
+    return output_BSHD, None
 
 
 def _flex_forward(
