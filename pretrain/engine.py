@@ -26,6 +26,7 @@ from pretrain.config import EngineConfig, TrainConfig
 from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
 from pretrain.master_weights import MasterWeights, round_model
+from pretrain.model_building import build_for_partition, partition
 from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
 from pretrain.precision import gradient_settings, resolve_gradient_precision, resolve_precision
 from pretrain.schedule import warn_of_large_batch
@@ -138,7 +139,8 @@ class Engine:
     def __init__(self, config: TrainConfig, task: Task, world: World) -> None:
         # DeepSpeed reports its whole configuration at INFO; the step-0 audit says what matters in one table.
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        model = task.build_model(config.seed)
+        sharded = config.engine.zero_stage == 3
+        model = build_for_partition(task, config.seed, world) if sharded else task.build_model(config.seed)
         task.prepare_model(model, config.engine.activation_checkpointing, config.engine.compile is True)
         self.groups: list[ParameterGroup] = parameter_groups(
             model, task.undecayed_parameters(model), config.optimizer, task.learning_rate_factors(model)
@@ -149,6 +151,8 @@ class Engine:
         self._clip = clip_norm(config)
         self.deepspeed_config = deepspeed_config(config, world.size, self.parameters)
         optimizer = self._optimizer(config, model)
+        if sharded:
+            partition(model, world, self.deepspeed_config)
         with redirect_stdout(StringIO()):  # BF16_Optimizer prints the memory of the machine for every group
             self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
                 model=TaskModule(task, model),

@@ -43,6 +43,7 @@ class AugmentedShortcut(nn.Module):
     ) -> None:
         super().__init__()
         units = count * (hidden_size // reduction)
+        self.hidden_size, self.units = hidden_size, units  # while the weights are cut up, they have no shape
         self.down_weight = nn.Parameter(torch.empty(units, hidden_size))
         self.up_weight = nn.Parameter(torch.empty(units, hidden_size))
         self.act_fn = ACT2FN[activation]
@@ -64,7 +65,7 @@ class AugmentedShortcut(nn.Module):
         return down_KD, up_KD
 
     def extra_repr(self) -> str:
-        return f"hidden_size={self.down_weight.shape[1]}, units={self.down_weight.shape[0]}"
+        return f"hidden_size={self.hidden_size}, units={self.units}"
 
 
 __all__ = ["AugmentedShortcut"]

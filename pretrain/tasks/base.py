@@ -89,6 +89,14 @@ class Task(ABC):
         """
         return self.build_model(0)
 
+    def skeleton(self) -> nn.Module | None:
+        """The modules and shapes of the run's model, its parameters and buffers on torch's meta device.
+
+        For ranks that are given their values by another. None, the default, where a model is not so large that every
+        rank could not build it.
+        """
+        return None
+
     def example_batch(self, size: int) -> Batch:
         """A micro-batch as large as those of training, for a plan. The default takes the first samples there are."""
         source = self.training_sources()[0][0]

@@ -161,15 +161,32 @@ class DecoderTask(Task):
     def build_model(self, seed: int) -> nn.Module:
         if self.initial_weights is not None:
             return self.initial_model(self.initial_weights)
+        self._complete_config()
+        try:
+            return seeded_build(self.new_model, seed)
+        except (ValueError, ImportError) as error:
+            raise ConfigurationError(f"task.attention {self.attention!r} or the model's shape: {error}") from error
+
+    def _complete_config(self) -> None:
         config = self.model_config
         for name, value in self.special_tokens().items():
             setattr(config, name, value)
         config.max_position_embeddings = max(config.max_position_embeddings, self.units_per_sample()[0])
         config._attn_implementation = built_with(self.attention)
-        try:
-            return seeded_build(self.new_model, seed)
-        except (ValueError, ImportError) as error:
-            raise ConfigurationError(f"task.attention {self.attention!r} or the model's shape: {error}") from error
+
+    def skeleton(self) -> nn.Module | None:
+        if self.initial_weights is None:
+            self._complete_config()
+            with torch.device("meta"):
+                return self.new_model()
+        path = resolve_model(self.initial_weights)
+        if not (Path(path) / "config.json").is_file():
+            return None  # a GGUF file, whose shape is known when it has been read
+        config = load_model_config(path)
+        self._check_shape(self.initial_weights, config)
+        config._attn_implementation = built_with(self.attention)
+        with torch.device("meta"):
+            return PanguPiForCausalLM(config)
 
     def plan_for(self, device: str) -> None:
         self._planned_for = device
@@ -197,11 +214,14 @@ class DecoderTask(Task):
     def initial_model(self, directory: str) -> nn.Module:
         """The model at `directory` (of a run: its newest checkpoint), which must have the task's shape."""
         model = load_causal_lm(resolve_model(directory), attn_implementation=built_with(self.attention))
+        self._check_shape(directory, model.config)
+        return model
+
+    def _check_shape(self, directory: str, found: Any) -> None:
         for field in ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count"):
-            have, want = getattr(model.config, field), getattr(self.model_config, field)
+            have, want = getattr(found, field), getattr(self.model_config, field)
             if have != want:
                 raise ConfigurationError(f"{directory}: {field} is {have}, the run's model has {want}")
-        return model
 
     def load_model(self, directory: Path) -> nn.Module:
         disable_progress_bar()  # it would tear the caller's own bar apart

@@ -111,6 +111,9 @@ class VisualSentenceTask(DecoderTask):
             factorise(model, self._codebook())
         return model if self.initialisation == "model" else initialise(model, self.initialisation)
 
+    def skeleton(self) -> nn.Module | None:
+        return None if self.factorised or self.initialisation != "model" else super().skeleton()
+
     def initial_model(self, directory: str) -> nn.Module:
         model = super().initial_model(directory)
         if self.factorised:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from deepspeed.runtime.config import DeepSpeedConfig
 
 from arch import count_parameters, load_model_config
+from pretrain import engine, precision
 from pretrain.command_line import parse
 from pretrain.trainer import train
 from tests.pretrain.conftest import ROOT, TINY, rows
@@ -56,3 +58,58 @@ def test_one_step_at_a_reduced_width(path: Path, corpus, tmp_path, monkeypatch) 
     assert config.optimizer.lr is None and config.schedule.warmup_fraction == 0.03
     train(config)
     assert rows(tmp_path / "run", "train")[-1]["step"] == 1
+
+
+class Gpu:
+    """What is asked of an accelerator before there is a model."""
+
+    def device_name(self) -> str:
+        return "cuda"
+
+
+def runs() -> list[Path]:
+    """Every configuration that train.py reads."""
+    files = sorted((ROOT / "configs").rglob("*.yaml"))
+    contents = {path: yaml.safe_load(path.read_text()) for path in files}
+    return [path for path, content in contents.items() if isinstance(content, dict) and {"task", "steps"} <= {*content}]
+
+
+def test_the_runs_are_found() -> None:
+    found = {path.name for path in runs()}
+    assert len(runs()) >= 18 and {"quickstart.yaml", "drawn_cpu.yaml", "gpu_train.yaml", "1b_pro.yaml"} <= found
+
+
+@pytest.mark.parametrize("path", runs(), ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_every_run_can_begin_on_a_gpu(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are meant for a CPU too: bf16 is what `auto` is there, and DeepSpeed takes what is derived."""
+    monkeypatch.chdir(ROOT)
+    for module in (precision, engine):
+        monkeypatch.setattr(module, "get_accelerator", Gpu)
+    config, _ = parse(["--config", str(path), *needed(path, tmp_path)])
+    derived = engine.deepspeed_config(config, 1, 10**9)
+    assert precision.resolve_precision(config) == ("fp32" if config.engine.precision == "fp32" else "bf16")
+    stage = config.engine.zero_stage
+    assert derived["bf16"]["enabled"] == (stage > 0 and config.engine.precision != "fp32")
+    zero = derived["zero_optimization"]
+    assert zero.get("overlap_comm", False) == (stage in (1, 2))
+    assert zero["reduce_bucket_size"] == (50_000_000 if stage in (1, 2) else 500_000_000)
+    assert DeepSpeedConfig(derived).gradient_accumulation_steps == config.batch.size // config.batch.micro_size
+
+
+def needed(path: Path, folder: Path) -> list[str]:
+    """What the comment at the top, or the grid of the runs, says that is to be filled in."""
+    given = yaml.safe_load(path.read_text())["task"]["init_args"]
+    words = ["--output", "runs/x"]
+    if not given.get("train") and "synthetic" not in given:
+        words += ["--task.train", '["data"]']
+    if "bpe" in given:
+        (folder / "bpe.txt.gz").touch()
+        words += ["--task.bpe", str(folder / "bpe.txt.gz"), "--task.clip", str(folder)]
+    return words
+
+
+def test_a_cpu_overlaps_nothing_and_small_models_have_small_buckets() -> None:
+    config, _ = parse(["--task", "tests.pretrain.toy.ToyTask", "--output", "x", "--steps", "1"])
+    zero = engine.deepspeed_config(config, 1, 10**9, accelerated=False)["zero_optimization"]
+    assert "overlap_comm" not in zero and zero["reduce_bucket_size"] == 500_000_000
+    assert engine.deepspeed_config(config, 1, 1001, accelerated=True)["zero_optimization"]["reduce_bucket_size"] == 1008
