@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 FRONT_ENDS = frozenset({"deepspeed", "deepspeed.pt", "ds", "deepspeed.launcher.runner"})
@@ -62,7 +63,7 @@ class Launcher:
 
     def _remedy(self) -> str:
         if self.name == "torchrun":
-            return f"start it with {TORCHRUN_VARIABLES[1]}=600 in its environment, if this torch knows that"
+            return f"start it with {TORCHRUN_VARIABLES[1]}=600 in its environment, which torch 2.14 knows"
         if self.name == "Slurm":
             return "ask for an earlier signal (#SBATCH --signal=B:USR1@600, and GRACE in configs/launch/slurm.sh)"
         return (
@@ -87,10 +88,18 @@ def find_launcher(launched: bool, environment: Mapping[str, str] = os.environ) -
         return Launcher("deepspeed", parent, above if front else None, GRACE)
     if "TORCHELASTIC_RUN_ID" in environment:
         given = next((environment[name] for name in TORCHRUN_VARIABLES if environment.get(name)), None)
-        return Launcher("torchrun", parent, grace=GRACE if given is None else float(given))
+        return Launcher("torchrun", parent, grace=float(given) if given and _torchrun_listens() else GRACE)
     if "SLURM_STEP_ID" in environment and launched:
         return Launcher("Slurm", parent, grace=float(environment.get(GRACE_VARIABLE) or GRACE))
     return Launcher("launcher", parent) if launched else None
+
+
+def _torchrun_listens() -> bool:
+    """Whether the installed torchrun reads how long to wait; torch is not imported, which takes seconds."""
+    spec = find_spec("torch")
+    assert spec is not None and spec.origin is not None, "torch is not installed"
+    source = Path(spec.origin).parent / "distributed" / "launcher" / "api.py"
+    return source.is_file() and TORCHRUN_VARIABLES[1] in source.read_text(encoding="utf-8")
 
 
 def _words(process: int) -> list[str]:

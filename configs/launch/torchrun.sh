@@ -11,7 +11,7 @@ CONFIG=configs/quickstart.yaml
 NODE_RANK=${1:?the number of this node, from 0}
 shift
 source configs/launch/environment.sh
-# How long a step and its checkpoint may take once torchrun was told to stop; without it, its ranks are killed after 30 s.
+# How long a step and its checkpoint may take once torchrun was told to stop, where torch knows this (2.14 does); else 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 exec torchrun --nnodes "$NODES" --nproc-per-node "$RANKS" --node-rank "$NODE_RANK" --master-addr "$MASTER" \
     --master-port "$PORT" pretrain/train.py --config "$CONFIG" "$@"

@@ -1,4 +1,4 @@
-"""The victim of the dozen in `make test`: it imports no transformers, so that its ranks start in half the time."""
+"""The victim of the injuries in `make test`: it imports no transformers, so that its ranks start in half the time."""
 
 from __future__ import annotations
 

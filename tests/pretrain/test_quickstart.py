@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -31,8 +31,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands that would have run; each leaves the files that the next ones look for."""
     commands: list[list[str]] = []
 
-    def pretend(command: tuple[str, ...], **_: object) -> SimpleNamespace:
-        commands.append(shorten(command))
+    def pretend(command: Sequence[str], _: object) -> int:
+        commands.append(shorten(tuple(command)))
         output = Path(command[command.index("--output") + 1])
         if "sample" in command:
             output.mkdir(parents=True)
@@ -41,9 +41,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         if "visual" in command:
             output.mkdir()
             (output / "visual_tokenizer.json").write_text('{"vocab_size": 500}')
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(pipeline.subprocess, "run", pretend)
+    monkeypatch.setattr(pipeline, "run_to_end", pretend)
+    monkeypatch.setattr(pipeline, "on_free_port", list)
     return commands
 
 

@@ -5,6 +5,8 @@ What real launchers do to real ranks is in test_faults.py.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import psutil
 import pytest
 
 from data_pipeline.worker_signals import STOP_SIGNALS
-from pretrain import stop_signal
+from pretrain import launchers, stop_signal
 from pretrain.command_line import parse
 from pretrain.launchers import Launcher, find_launcher
 from pretrain.stop_signal import StopSignal
@@ -124,12 +126,22 @@ def test_a_process_that_nobody_started_as_a_rank_has_no_launcher():
         ({"SLURM_STEP_ID": "0", "TINYPI_GRACE_SECONDS": "300"}, "Slurm", 300.0, "--signal=B:USR1@600"),
     ],
 )
-def test_a_save_that_outlasts_the_launchers_patience_is_told_with_a_remedy(variables, name, grace, remedy):
+def test_a_save_that_outlasts_the_launchers_patience_is_told_with_a_remedy(variables, name, grace, remedy, monkeypatch):
+    monkeypatch.setattr(launchers, "_torchrun_listens", lambda: True)
     launcher = find_launcher(True, variables)
     assert launcher is not None and (launcher.name, launcher.grace) == (name, grace)
     assert launcher.too_short(grace) is None
     text = launcher.too_short(grace + 1)
     assert text is not None and f"{grace + 1:.0f} s" in text and remedy in text
+
+
+def test_a_torchrun_that_does_not_know_the_variable_is_not_believed_to(monkeypatch):
+    api = importlib.import_module("torch.distributed.launcher.api")
+    knows = "shutdown_timeout" in inspect.signature(api.LaunchConfig).parameters
+    assert launchers._torchrun_listens() == knows
+    monkeypatch.setattr(launchers, "_torchrun_listens", lambda: False)
+    launcher = find_launcher(True, {"TORCHELASTIC_RUN_ID": "none", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"})
+    assert launcher is not None and launcher.grace == 30.0
 
 
 def test_deepspeed_has_no_setting_so_the_remedy_is_another_way_to_stop():
