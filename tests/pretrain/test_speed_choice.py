@@ -17,6 +17,7 @@ from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
 from pretrain.speed_choice import NAME, SpeedChoice, seconds_of_micro_batch, settle
 from pretrain.trainer import train
+from tests.pretrain.conftest import rows
 
 ALONE = World.alone("cpu")
 LONG = 1e-12
@@ -121,6 +122,21 @@ def test_a_continued_run_keeps_its_choice_and_never_measures(tmp_path, bf16):
     assert (choice.precision, choice.compile) == ("bf16", False) and "chosen when the run began" in choice.reason
     over = replace(config, checkpoint=replace(config.checkpoint, resume=False))
     assert settle(over, ALONE, LONG, Stopwatch(ON_AMX)).compile is False  # a run that starts over is measured anew
+
+
+def test_a_run_that_measured_is_continued_to_the_bit(tmp_path, bf16, monkeypatch):
+    watch = Stopwatch({("fp32", False): 1e-3, ("bf16", False): 0.5e-3})
+    monkeypatch.setattr(pretrain.speed_choice, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(pretrain.speed_choice, "seconds_of_micro_batch", watch)
+    settings = {"checkpoint__every": 2, "validation__every": 99, "schedule__name": "constant", "telemetry__every": 1}
+    train(toy(tmp_path / "whole", steps=4, **settings))
+    assert json.loads((tmp_path / "whole" / "audit.json").read_text())["precision"] == "bf16"
+    train(toy(tmp_path / "parts", steps=2, **settings))
+    watch.seconds = {("fp32", False): 0.5e-3, ("bf16", False): 1e-3}  # the machine is busy with something else now
+    train(toy(tmp_path / "parts", steps=4, **settings))
+    assert "chosen when the run began" in json.loads((tmp_path / "parts" / "audit.json").read_text())["speed"]
+    whole, parts = ([row["loss"] for row in rows(tmp_path / name, "train")] for name in ("whole", "parts"))
+    assert whole == parts and len(whole) == 4
 
 
 def test_a_run_from_before_there_were_choices_stays_as_it_was(tmp_path, bf16):
