@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from arch import PanguPiConfig, PanguPiForCausalLM
 from arch.packed_attention import TORCH_VARLEN
 from data_pipeline.document_bounds import document_bounds
 from pretrain.attention import built_with, last_hidden
+from pretrain.compilation import blocks_of, compile_blocks
 from tests.pretrain.conftest import TINY
 from tests.pretrain.exact_flash import exact_flash, exact_varlen
 
@@ -92,7 +94,8 @@ def test_graphs_do_not_multiply_with_documents(name, checkpointing, kernel, monk
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    models[1].model.compile_layers(backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    compile_blocks(blocks_of(models[1]))
     for rows in MICRO_BATCHES:
         positions_BS = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in rows])
         batch = {"input_ids": positions_BS, "position_ids": positions_BS, **document_bounds(positions_BS)}
