@@ -243,7 +243,7 @@ def largest_micro_batch(
         checkpointing: whether blocks are recomputed in backward.
     """
     device = find_device(options.gpu, options.gpus, options.memory_gb, 1.0)
-    states, line = count_states(config), _Line(config.task)
+    states, line = count_states(config), _Line(config.task, device)
     for size in sizes:
         line.size = size
         sized = replace(config, batch=replace(config.batch, size=size * options.ranks, micro_size=size))
@@ -257,8 +257,8 @@ class _Line:
 
     vocabulary = None
 
-    def __init__(self, task: Task) -> None:
-        self._one, self._two, self.size = _Tracer(task, 1), _Tracer(task, 2), 1
+    def __init__(self, task: Task, device: Device) -> None:
+        self._one, self._two, self.size = _Tracer(task, 1, device), _Tracer(task, 2, device), 1
 
     def __call__(self, precision: str, checkpointing: bool, chunked: bool = True) -> ActivationMemory:
         one = self._one(precision, checkpointing, chunked)
