@@ -146,8 +146,8 @@ def test_a_changed_run_equals_an_unchanged_one(changed: Path, number: int) -> No
 HALF = [Setup(1, 0, "muon"), Setup(1, 2, "muon", offload="cpu"), Setup(2, 3, "muon"), Setup(3, 1, "muon")]
 """How one and the same checkpoint is continued with Newton-Schulz in fp16; the first changes nothing."""
 AMPLIFIED = 3.4445**5 * 2**-11
-"""Newton-Schulz begins with a matrix of Frobenius norm 1, which fp16 rounds by up to 2^-11, and multiplies what is small
-in it by 3.4445 in each of its 5 iterations. The orthogonalised toy matrices have norms of 4 and of 2.2."""
+"""Newton-Schulz begins with a matrix of Frobenius norm 1, which fp16 rounds by up to 2^-11, and multiplies what is
+small in it by 3.4445 in each of its 5 iterations. The orthogonalised toy matrices have norms of 4 and of 2.2."""
 
 
 @pytest.mark.slow
