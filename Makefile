@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart ocr vision recipe test faults fuzz gpu-check lint format benchmarks clean
+.PHONY: venv quickstart ocr vision recipe test test-lowest test-processors faults fuzz gpu-check lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -31,6 +31,32 @@ recipe: venv
 WORKERS ?= 2
 test: venv
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# What depends on the versions of what is installed, with the lowest that pyproject.toml allows (docs/testing.md).
+LOWEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_lowest arch/test_llama_equivalence arch/test_attention \
+	arch/test_export tokenizer/test_train data_pipeline/test_loader data_pipeline/test_prepare pretrain/test_optimizer \
+	pretrain/test_precision pretrain/test_loss pretrain/test_loss_kernel pretrain/test_rotary pretrain/test_language_model \
+	pretrain/test_checkpoint pretrain/test_guards pretrain/test_resharding pretrain/test_word_recognition eval/test_lm))
+test-lowest: .venv-lowest/.installed
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(LOWEST_TESTS) $(ARGS)
+
+.venv-lowest/.installed: pyproject.toml lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check --constraint lowest.txt -e ".[dev,quickstart,donor,ocr,vision,vqgan]"
+	touch $@
+
+# What depends on the processor, as on others: DeepSpeed's half types, instruction sets, threads (docs/testing.md).
+PROCESSORS ?= TEST_FP16=1 TEST_FP16=0 TEST_BF16=1 TEST_BF16=0 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \
+	ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
+PROCESSOR_TESTS ?= $(addprefix tests/,$(addsuffix .py,arch/test_series_activation arch/test_llama_equivalence \
+	arch/test_attention arch/test_augmented_shortcut arch/test_parseq arch/test_factorised_embedding \
+	arch/test_visual_vq pretrain/test_optimizer pretrain/test_precision pretrain/test_loss pretrain/test_attention \
+	pretrain/test_rotary pretrain/test_distillation pretrain/test_language_model pretrain/test_speed_choice \
+	pretrain/test_checkpoint pretrain/test_guards pretrain/test_resharding))
+test-processors: venv
+	failed=; for setting in $(PROCESSORS); do echo "== $$setting"; \
+	env HF_HUB_OFFLINE=1 $$setting $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PROCESSOR_TESTS) $(ARGS) \
+	|| failed="$$failed $$setting"; done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 # Real two-rank runs, hurt at random moments: an hour and a half on two cores, resumable; writes docs/results/faults.md.
 faults: venv
