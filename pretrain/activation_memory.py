@@ -54,7 +54,7 @@ class ActivationMemory:
     gradients_at_peak: float
     """The gradients of parameters in `peak_with_gradients`."""
     logits: float
-    """The most that ever lives in tensors whose last dimension is the vocabulary."""
+    """The most that ever lives in tensors whose rows are as long as those of logits."""
 
     def continued(self, two: ActivationMemory, size: int) -> ActivationMemory:
         """The micro-batch of `size` samples on the line through one sample (this) and two."""
@@ -195,7 +195,7 @@ def measure(
         size: samples of the micro-batch.
         dtype: of weights and activations.
         checkpointing: recompute every block in backward.
-        vocabulary: last dimension of logits, if the model has them.
+        vocabulary: length of a row of logits in memory, if the model has them.
 
     Raises:
         ConfigurationError: the model cannot be built, does not support checkpointing, or would have to run for real

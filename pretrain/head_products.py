@@ -67,7 +67,8 @@ def add_weight_gradient(grad_CV: Tensor, hidden_CD: Tensor, layout: LossLayout, 
             else:
                 target_VD.copy_(left_VC @ hidden_CD)
         else:
-            rows = SLAB_ELEMENTS // sum_VD.shape[1] if layout.wide else len(target_VD)
+            lines = max(1, SLAB_ELEMENTS // sum_VD.shape[1] // layout.row_multiple)  # so that slabs begin aligned
+            rows = lines * layout.row_multiple if layout.wide else len(target_VD)
             for slab_VC, slab_VD in zip(left_VC.split(rows), target_VD.split(rows), strict=True):
                 slab_VD += _product(slab_VC, hidden_CD, layout)
 

@@ -32,6 +32,7 @@ from pretrain.activation_memory import ActivationMemory, blank_model, measure
 from pretrain.config import TrainConfig
 from pretrain.engine import accumulation_steps, deepspeed_config, engine_at_stage
 from pretrain.errors import ConfigurationError
+from pretrain.loss_layout import LossLayout, choose_layout
 from pretrain.optimizer import parameter_groups
 from pretrain.precision import resolve_gradient_precision
 from pretrain.tasks.base import Task
@@ -122,6 +123,8 @@ class Plan:
     """Every setting, without recomputation first."""
     how_measured: str
     """How activations were found."""
+    loss_layout: LossLayout | None
+    """How the loss cuts its logits on that device; None for tasks without a chunked loss."""
     refusal: str | None
     """Why there is no setting with recomputation, if there is none."""
     picked: Choice | None
@@ -162,7 +165,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
     accumulation = accumulation_steps(config, options.ranks)
     device = find_device(options.gpu, options.gpus, options.memory_gb, config.telemetry.peak_tflops)
     states = count_states(config)
-    tracer = _Tracer(task, config.batch.micro_size)
+    tracer = _Tracer(task, config.batch.micro_size, device)
     choices, refusal = [], None
     for checkpointing in (False, True):
         try:
@@ -187,6 +190,7 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
         accumulation=accumulation,
         choices=choices,
         how_measured=tracer.how,
+        loss_layout=tracer.layout,
         refusal=refusal,
         picked=picked,
         units=samples * per_sample,
@@ -199,8 +203,8 @@ def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
 
 def predict(config: TrainConfig, options: PlanConfig) -> Moment:
     """The largest moment of the configuration's own setting, for a rank of `options`."""
-    tracer = _Tracer(config.task, config.batch.micro_size)
-    device = Device(options.gpu, 0.0, "", 0.0, "")
+    device = find_device(options.gpu, options.gpus, options.memory_gb, tflops=0.0)
+    tracer = _Tracer(config.task, config.batch.micro_size, device)
     own = config.engine
     return _choice(
         config, options, device, count_states(config), tracer, own.zero_stage, own.activation_checkpointing
@@ -225,23 +229,30 @@ def count_states(config: TrainConfig) -> States:
 
 
 class _Tracer:
-    """Activations of the task's micro-batch, each found once."""
+    """Activations of the task's micro-batch, each found once, with the loss's logits as they lie on `device`."""
 
-    def __init__(self, task: Task, size: int) -> None:
+    def __init__(self, task: Task, size: int, device: Device) -> None:
         self.task, self.size, self.how = task, size, ""
         shape = getattr(task, "model_config", None)
         self.vocabulary = getattr(shape, "vocab_size", None) if hasattr(task, "loss_chunk_elements") else None
+        self.layout: LossLayout | None = None
+        if self.vocabulary is not None:
+            # Every accelerator that plans know is NVIDIA's, where torch brings what the fused loss needs.
+            own, on_cuda = task.loss_chunk_elements, device.kind != "cpu"  # type: ignore[attr-defined]
+            kind = "cuda" if on_cuda else "cpu"
+            self.layout = choose_layout(kind, device.memory, self.vocabulary, own, fused=on_cuda, wide=on_cuda)
         self._found: dict[Any, ActivationMemory] = {}
 
     def __call__(self, precision: str, checkpointing: bool, chunked: bool = True) -> ActivationMemory:
         key = precision, checkpointing, chunked
         if key not in self._found:
-            task: Any = self.task
-            if not chunked:
-                task = copy.copy(task)
-                task.loss_chunk_elements = 2**62
+            task, row = self.task, None
+            if self.layout is not None and self.vocabulary is not None:
+                task, row = copy.copy(task), self.layout.row(self.vocabulary)
+                layout = self.layout if chunked else replace(self.layout, tokens=2**62)
+                task.loss_chunk_elements = layout  # type: ignore[attr-defined]
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            self._found[key], self.how = measure(task, self.size, dtype, checkpointing, self.vocabulary)
+            self._found[key], self.how = measure(task, self.size, dtype, checkpointing, row)
         return self._found[key]
 
 

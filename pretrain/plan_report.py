@@ -67,6 +67,13 @@ def _activations(plan: Plan) -> list[str]:
                 name = f"{precision}, {'with' if checkpointing else 'without'} recomputation"
                 kept = f"kept for backward {_size(memory.kept)}, at their peak {_size(memory.peak)}"
                 lines.append(f"  {name:28} {kept}{logits}")
+    if (layout := plan.loss_layout) is not None:
+        tokens = size * plan.config.task.units_per_sample()[0]
+        chunks = layout.chunks(tokens)
+        lines.append(
+            f"  the loss cuts its {tokens:,} tokens into {len(chunks):,} chunk(s) of {chunks[0].stop:,} "
+            "(task.loss_chunk_elements)"
+        )
     return lines
 
 

@@ -79,6 +79,23 @@ def test_the_chunked_loss_is_compared_with_all_logits_at_once(made):
             assert choice.unchunked > choice.peak.total
 
 
+def test_the_loss_is_planned_as_the_device_will_cut_it(tmp_path):
+    """What a chunk of 4,096 tokens takes is too large a share of a small device; a CPU cuts as it was measured."""
+    run = config(tmp_path, task__loss_chunk_elements="null", batch__size="128", batch__micro_size="128")
+    large, small = make_plan(run, PlanConfig(gpu="h100-80")), make_plan(run, PlanConfig(gpu="l4-24", memory_gb=8))
+    cpu = make_plan(config(tmp_path, task__loss_chunk_elements="null"), PlanConfig(gpu="cpu"))
+    assert [made.loss_layout.tokens for made in (large, small, cpu)] == [4096, 1024, 2**22 // 70_000]
+    assert large.loss_layout.fused and not cpu.loss_layout.fused
+    row = 70_016  # the next multiple of 64
+    assert next(c for c in large.choices if c.stage == 1).activations.logits == 4096 * row * 2
+    assert large.choices[0].activations.logits == 4096 * row * 4
+    tokens = 4 * LENGTH // 3  # of three even chunks, which are rounded up
+    assert cpu.choices[0].activations.logits == 2 * (tokens + 1) * 70_000 * 4  # and their logarithms
+    assert "4,096 tokens into 4 chunk(s) of 1,024 (task.loss_chunk_elements)" in describe(small)
+    given = make_plan(config(tmp_path, task__loss_chunk_elements="7001600"), PlanConfig(gpu="h100-80"))
+    assert given.loss_layout.tokens == 100
+
+
 def test_less_memory_picks_more_and_at_last_nothing(tmp_path):
     run = config(tmp_path, task__loss_chunk_elements="100000000", batch__size="128", batch__micro_size="64")
     least = [c.peak.total for c in make_plan(run, PlanConfig(gpus=2)).choices]
