@@ -4,8 +4,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import transformers
 from safetensors import SafetensorError
-from transformers import GgufConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from .finding import gguf_file
 from .model_config import from_transformers, load_model_config
@@ -64,8 +65,9 @@ def _check_index(index: Path) -> None:
 
 def _from_gguf(path: Path, options: dict[str, Any]) -> PanguPiForCausalLM:
     """Let transformers dequantise the file into its own LLaMA, and take over its weights."""
-    dense = GgufConfig(gguf_file=path.name, dequantize=True)
-    llama = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, quantization_config=dense, **options)
+    if hasattr(transformers, "GgufConfig"):  # transformers without it always dequantise
+        options = options | {"quantization_config": transformers.GgufConfig(gguf_file=path.name, dequantize=True)}
+    llama = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
     shape = {name: value for name, value in llama.config.to_dict().items() if name != "quantization_config"}
     config = from_transformers(shape, str(path))
     return PanguPiForCausalLM.from_pretrained(None, config=config, state_dict=llama.state_dict(), dtype=llama.dtype)

@@ -3,11 +3,14 @@
 Newton-Schulz of Muon runs in the type that `is_fp16_supported` and `is_bf16_supported` name, so what a test sees
 depends on the processor. `TEST_FP16` and `TEST_BF16` (0 or 1) in the environment decide it instead; `make
 test-processors` runs what depends on it with each, and with the instruction sets that torch and oneDNN can be told of.
+A test that compares runs to fp32's rounding decides it for itself, with `processor_with`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SWITCHES = {"TEST_FP16": "is_fp16_supported", "TEST_BF16": "is_bf16_supported"}
 
@@ -21,3 +24,22 @@ def pretend_processor() -> None:
 
     for method, answer in told.items():
         setattr(get_accelerator(), method, lambda answer=answer: answer)
+
+
+@contextmanager
+def processor_with(**switches: str) -> Iterator[None]:
+    """The same within a block, for this process and for the ranks that it starts: `processor_with(TEST_FP16="0")`."""
+    from deepspeed.accelerator import get_accelerator
+
+    answers, names = vars(get_accelerator()), SWITCHES.values()
+    environment, kept = dict(os.environ), {name: answers[name] for name in names if name in answers}
+    os.environ.update(switches)
+    pretend_processor()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        for name in names:
+            answers.pop(name, None)
+        answers.update(kept)

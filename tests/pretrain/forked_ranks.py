@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.pretrain.conftest import environment, free_port
+from tests.processor import SWITCHES, pretend_processor
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["deepspeed", "pretrain.trainer", "pretrain.command_line", "pretrain.tasks.decoder"])
@@ -53,8 +54,10 @@ def _start(ranks: int, function: Callable[[Any], None], argument: Any, log: Path
     with _environment():
         forkserver.ensure_running()
     port = free_port()
+    processor = {name: os.environ[name] for name in SWITCHES if name in os.environ}  # the server may be older
     processes = [
-        CONTEXT.Process(target=_call, args=(rank, ranks, port, function, argument, log)) for rank in range(ranks)
+        CONTEXT.Process(target=_call, args=(rank, ranks, port, processor, function, argument, log))
+        for rank in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -85,23 +88,29 @@ def _environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _call(rank: int, ranks: int, port: int, function: Callable[[Any], None], argument: Any, log: Path) -> None:
+def _call(
+    rank: int,
+    ranks: int,
+    port: int,
+    processor: dict[str, str],
+    function: Callable[[Any], None],
+    argument: Any,
+    log: Path,
+) -> None:
     with log.open("ab", buffering=0) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
     os.environ.update(
-        environment() | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        environment() | {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"} | processor
     )
+    pretend_processor()
     function(argument)
 
 
 def _train(runs: Sequence[Sequence[str]]) -> None:
     from pretrain.command_line import parse
     from pretrain.trainer import train
-    from tests.processor import pretend_processor
-
-    pretend_processor()
 
     for arguments in runs:
         train(parse(arguments)[0])

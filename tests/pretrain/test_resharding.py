@@ -2,22 +2,30 @@
 
 Every pair of stages and every pair of 1 to 4 ranks, with both optimizers; bf16 and the offloaded optimizer in some of
 them. All runs that have the same number of ranks are trained by the same ranks; a single one is this process.
+
+Other ranks add gradients up in another order, which fp32 rounds by 2^-24, and Newton-Schulz amplifies that by up to
+3.4445^5. On processors with fp16 it would round by 2^-11 instead, to differences that say nothing after three steps: so
+runs are compared as on a processor without, and what fp16 adds is tested over a single step.
 """
 
 from __future__ import annotations
 
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from deepspeed.runtime.zero.muon.original_muon import ns_compute_dtype
 from safetensors.torch import load_file
 
 from pretrain.command_line import parse
+from pretrain.config import OptimizerConfig
 from pretrain.trainer import train
 from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import train_on_ranks
+from tests.processor import processor_with
 
 
 class Setup(NamedTuple):
@@ -103,8 +111,9 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         second.append((after.ranks, arguments(output, after, STEPS)))
     for whole in sorted({before.whole for before, _ in CHANGES}):
         first.append((1, arguments(folder / "-".join(map(str, whole)), whole, STEPS)))
-    run_all(folder, "first", first)
-    run_all(folder, "second", second)
+    with processor_with(TEST_FP16="0"):
+        run_all(folder, "first", first)
+        run_all(folder, "second", second)
     return folder
 
 
@@ -132,3 +141,35 @@ def test_a_changed_run_equals_an_unchanged_one(changed: Path, number: int) -> No
     for name, tensor in weights.items():
         expected_weights = others[name].flatten().tolist()
         assert tensor.flatten().tolist() == pytest.approx(expected_weights, rel=relative, abs=absolute), name
+
+
+HALF = [Setup(1, 0, "muon"), Setup(1, 2, "muon", offload="cpu"), Setup(2, 3, "muon"), Setup(3, 1, "muon")]
+"""How one and the same checkpoint is continued with Newton-Schulz in fp16; the first changes nothing."""
+AMPLIFIED = 3.4445**5 * 2**-11
+"""Newton-Schulz begins with a matrix of Frobenius norm 1, which fp16 rounds by up to 2^-11, and multiplies what is
+small in it by 3.4445 in each of its 5 iterations. The orthogonalised toy matrices have norms of 4 and of 2.2."""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_changed_step_in_fp16_differs_by_its_rounding(tmp_path: Path) -> None:
+    before = HALF[0]
+    with processor_with(TEST_FP16="1"):
+        assert ns_compute_dtype() == torch.float16
+        run_all(tmp_path, "first", [(1, arguments(tmp_path / "start", before, FIRST))])
+        for number in range(len(HALF)):
+            shutil.copytree(tmp_path / "start", tmp_path / str(number))
+        plans = [(after.ranks, arguments(tmp_path / str(n), after, FIRST + 1)) for n, after in enumerate(HALF)]
+        run_all(tmp_path, "second", plans)
+    paths = [tmp_path / "start" / f"checkpoints/step_{FIRST:08d}"]
+    paths += [tmp_path / str(n) / f"checkpoints/step_{FIRST + 1:08d}" for n in range(len(HALF))]
+    start, whole, *others = (load_file(path / "model.safetensors") for path in paths)
+    lr = OptimizerConfig().muon_lr
+    for name in ("0.weight", "3.weight"):
+        height, width = start[name].shape
+        unit = lr * max(1, height / width) ** 0.5  # of the matrix that Newton-Schulz gives
+        moved = float((whole[name] - start[name]).norm()) / unit
+        assert 2 < moved < 5
+        for other in others:
+            error = float((other[name] - whole[name]).norm()) / unit
+            assert error < AMPLIFIED
