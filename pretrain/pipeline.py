@@ -82,7 +82,7 @@ def shorten(command: tuple[str, ...]) -> list[str]:
 def deepspeed_launcher(ranks: int, *options: str) -> list[str]:
     """Begins a command that runs a script on this machine's first `ranks` accelerators (without one: processes)."""
     launcher = str(Path(sys.executable).with_name("deepspeed"))
-    return [launcher, "--num_accelerators", str(ranks), "--log_level", "warning", *options]
+    return [launcher, "--num_accelerators", str(ranks), "--log_level", "error", *options]
 
 
 def on_free_port(command: Sequence[str]) -> list[str]:
