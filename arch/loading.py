@@ -41,7 +41,12 @@ def load_causal_lm(path: str | Path, **options: Any) -> PanguPiForCausalLM:
         model, report = PanguPiForCausalLM.from_pretrained(
             path, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except (SafetensorError, UnpicklingError) as error:
+    except UnpicklingError:  # torch's own message runs over lines, and advises to run what is in the file
+        raise WeightsError(
+            f"{path}: the weights cannot be read (a pickle that is damaged, or asks for more than tensors, which is"
+            " never done); take a .safetensors file of them"
+        ) from None
+    except SafetensorError as error:
         raise WeightsError(f"{path}: the weights cannot be read ({error})") from None
     for problem, names in (
         ("missing from the weights", report["missing_keys"]),

@@ -28,19 +28,20 @@ STATE_BYTES = 12
 
 def volumes(shapes: dict[str, Shape], ranks: int) -> list[dict]:
     """Bytes per rank and step of each stage."""
-    print(f"Sent by a rank in one step, {ranks:,} ranks (GB); DeepSpeed as configured here, in brackets the ZeRO paper")
+    print(f"Sent by a rank in one step, {ranks:,} ranks (GB), with gradients in fp32; DeepSpeed as configured here, in")
+    print("brackets the ZeRO paper")
     heads = [f"{name}, {k} micro-batch{'es' * (k > 1)}" for name in shapes for k in (1, 16)]
     print(f"{'':14}" + "".join(f"{head:>28}" for head in heads))
     rows = []
     for stage in range(4):
-        width, cells = communication.WEIGHT_BYTES[stage], []
+        cells = []
         for name, shape in shapes.items():
             for accumulation in (1, 16):
                 sent = communication.sent(stage, shape.parameters, ranks, accumulation)
-                least = communication.paper(stage, shape.parameters, ranks, width)
+                least = communication.paper(stage, shape.parameters, ranks)
                 cells.append(f"{sent / 1e9:,.1f}" + f" ({least / 1e9:,.1f})" * (accumulation == 1))
                 rows.append({"stage": stage, "model": name, "accumulation": accumulation, "bytes": sent})
-        print(f"ZeRO {stage}, {'fp32' if width == 4 else 'bf16'}  " + "".join(f"{cell:>28}" for cell in cells))
+        print(f"{f'ZeRO {stage}, bf16':14}" + "".join(f"{cell:>28}" for cell in cells))
     return rows
 
 
@@ -48,15 +49,15 @@ def counted() -> list[dict]:
     """What two ranks really sent, beside the formula."""
     found = communication.count()
     count = found[0]["parameters"]
-    print(f"\nBytes that a rank of two sent in one step; a model of {count:,} parameters in fp32, of which")
-    print("stage 3 keeps nothing whole here. What goes beyond the formula are norms and flags")
-    print(f"{'':28}{'counted':>12}{'formula':>12}   by operation")
+    print(f"\nBytes that a rank of two sent in one step; a model of {count:,} parameters, of which stage 3")
+    print("keeps nothing whole here. What goes beyond the formula are norms and flags")
+    print(f"{'':34}{'counted':>12}{'formula':>12}   by operation")
     for each in found:
         stage, accumulation = each["stage"], each["accumulation"]
-        each["formula"] = communication.sent(stage, each["parameters"], 2, accumulation, width=4, reuse=0)
+        each["formula"] = communication.sent(stage, each["parameters"], 2, accumulation, each["precision"], reuse=0)
         parts = ", ".join(f"{name} {size:,.0f}" for name, size in each["bytes"].items())
-        head = f"ZeRO {stage}, {accumulation} micro-batch{'es' * (accumulation > 1)}"
-        print(f"{head:28}{sum(each['bytes'].values()):12,.0f}{each['formula']:12,.0f}   {parts}")
+        head = f"ZeRO {stage}, {each['precision']}, {accumulation} micro-batch{'es' * (accumulation > 1)}"
+        print(f"{head:34}{sum(each['bytes'].values()):12,.0f}{each['formula']:12,.0f}   {parts}")
     return found
 
 

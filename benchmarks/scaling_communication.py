@@ -1,14 +1,16 @@
 """What ZeRO sends per rank and step, by formula and counted; where sending takes as long as computing.
 
-Bytes that a rank sends (and receives) in a ring, P parameters, n ranks, r = (n - 1) / n, w bytes of an element, K
-micro-batches of a step. An all-reduce is 2rPw; an all-gather and a reduce-scatter are rPw each (NVIDIA's nccl-tests,
-doc/PERFORMANCE.md, derives the same factors).
+Bytes that a rank sends (and receives) in a ring, P parameters, n ranks, r = (n - 1) / n, w bytes of a weight and g of a
+gradient, K micro-batches of a step. An all-reduce is 2rP, an all-gather and a reduce-scatter are rP each, times the
+bytes of an element (NVIDIA's nccl-tests, doc/PERFORMANCE.md, derives the same factors).
 
     stage    ZeRO paper (arXiv 1910.02054, sec. 7)    DeepSpeed 0.19 does
-    0        2rPw                                     2rPw once a step                    engine.py: allreduce_gradients
-    1        2rPw                                     (2 + 1)rPw once a step              see below
-    2        2rPw                                     (2K + 1)rPw                         every micro-batch is reduced
-    3        3rPw                                     (2K + K)rPw less what is kept       gathered twice, reduced once
+    0        2rPg                                     2rPg once a step                    engine.py: allreduce_gradients
+    1        rP(g + w)                                rP(2g + w) once a step              see below
+    2        rP(g + w)                                rP(2Kg + w)                         every micro-batch is reduced
+    3        rP(g + 2w)                               KrP(g + 2w) less what is kept       gathered twice, reduced once
+
+In bf16 w is 2 and g 4: gradients are summed over micro-batches and ranks in fp32 (pretrain/precision.py).
 
 At stages 1 and 2 DeepSpeed averages whole buckets by an all-reduce of which a rank keeps its part
 (`use_multi_rank_bucket_allreduce`, on by default: stage_1_and_2.py, average_tensor), where the paper counts a
@@ -21,6 +23,7 @@ gathered again for backward: half of these elements lie before the turn of the p
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -32,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plan_memory import TINY, configuration
+from plan_memory import TINY, Precision, configuration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from arch import count_flops, count_parameters, load_model_config
@@ -49,8 +52,10 @@ ALWAYS_CUT = {"zero_optimization": dict.fromkeys(AT_ONCE, 0)}
 prefetch is not released either, and would be all of it."""
 COUNTED = (1, 3)
 """Micro-batches of a step whose communication is counted."""
-WEIGHT_BYTES = {0: 4, 1: 2, 2: 2, 3: 2}
-"""Without ZeRO our engine trains in fp32."""
+WEIGHT_BYTES = {"bf16": 2, "fp32": 4}
+"""By `engine.precision`."""
+GRADIENT_BYTES = 4
+"""`engine.gradient_precision` is fp32 unless a step has a single micro-batch on a single rank."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def sent(
     parameters: int,
     ranks: int,
     accumulation: int = 1,
-    width: int | None = None,
+    precision: str = "bf16",
     reuse: int = STAGE_3_DEFAULTS["stage3_max_reuse_distance"],
 ) -> float:
     """Bytes that one rank sends in one step, as DeepSpeed does it.
@@ -114,25 +119,28 @@ def sent(
         parameters: P.
         ranks: n.
         accumulation: K.
-        width: w; None takes what the stage trains in.
+        precision: of the weights.
         reuse: stage 3's max_reuse_distance, in elements.
     """
-    reduced, gathered = 2 * parameters, parameters
+    gathered = WEIGHT_BYTES[precision] * parameters
+    reduced = 2 * GRADIENT_BYTES * parameters
     if stage == 0:
-        elements = reduced
+        whole = reduced
     elif stage == 1:
-        elements = reduced + gathered
+        whole = reduced + gathered
     elif stage == 2:
-        elements = accumulation * reduced + gathered
+        whole = accumulation * reduced + gathered
     else:
-        kept = min(parameters, reuse // 2)
-        elements = accumulation * (parameters + (parameters - kept) + parameters)
-    return elements * (ranks - 1) / ranks * (WEIGHT_BYTES[stage] if width is None else width)
+        kept = min(parameters, reuse // 2) * WEIGHT_BYTES[precision]
+        whole = accumulation * (2 * gathered - kept + reduced // 2)
+    return whole * (ranks - 1) / ranks
 
 
-def paper(stage: int, parameters: int, ranks: int, width: int) -> float:
+def paper(stage: int, parameters: int, ranks: int, precision: str = "bf16") -> float:
     """The same in the ZeRO paper, for one micro-batch."""
-    return (3 if stage == 3 else 2) * parameters * (ranks - 1) / ranks * width
+    weights = {0: 0, 1: 1, 2: 1, 3: 2}[stage] * WEIGHT_BYTES[precision]
+    gradients = (2 if stage == 0 else 1) * GRADIENT_BYTES
+    return (weights + gradients) * parameters * (ranks - 1) / ranks
 
 
 def tokens_per_second(shape: Shape, cluster: Cluster, mfu: float) -> float:
@@ -170,15 +178,16 @@ class Counter(TorchDispatchMode):
 
 
 def count_here() -> None:
-    """On two ranks: the bytes of the second step at every stage with 1 and 3 micro-batches, which rank 0 prints."""
+    """On two ranks: the bytes of the second step of every stage, precision and COUNTED, which rank 0 prints."""
     from pretrain.distributed import initialise_world
     from pretrain.engine import Engine
 
     world = initialise_world()
-    for stage in range(4):
-        for accumulation in COUNTED:
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        for stage, accumulation in itertools.product(range(4), COUNTED):
             with tempfile.TemporaryDirectory() as folder:
-                config = configuration(TINY, Path(folder), stage, world.size, accumulation)
+                config = configuration(TINY, Path(folder), stage, world.size, accumulation, precision)
             if stage == 3:
                 config = replace(config, engine=replace(config.engine, deepspeed=ALWAYS_CUT))
             engine = Engine(config, config.task, world)
@@ -193,7 +202,12 @@ def count_here() -> None:
             with Counter(world.size) as counter:
                 step()
             if world.is_main:
-                found = {"stage": stage, "accumulation": accumulation, "parameters": engine.parameters}
+                found = {
+                    "stage": stage,
+                    "accumulation": accumulation,
+                    "precision": precision,
+                    "parameters": engine.parameters,
+                }
                 print(json.dumps(found | {"bytes": counter.bytes}), flush=True)
             engine.close()
 

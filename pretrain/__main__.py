@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from arch.caches import use_writable_caches
 from data_pipeline.errors import DataError
 from pretrain import quickstart, quickstart_ocr, quickstart_vision, status_report
+from pretrain.accelerator_presence import tell_deepspeed
 from pretrain.errors import ConfigurationError
 from pretrain.interruption import terminable
 from pretrain.pipeline import StepFailed
@@ -61,6 +62,7 @@ class RunCommand(NamedTuple):
         """Exit code: 0 done, 1 a step failed, 2 wrong arguments."""
         from pretrain.command_line import build_parser, parse_with
 
+        tell_deepspeed()
         module = importlib.import_module(self.module)
         options = getattr(module, self.options)
         parser = build_parser(f"pretrain {name}", self.summary)
@@ -144,6 +146,7 @@ def main() -> int:
 
 def _budget(arguments: list[str]) -> int:
     """`plan --hours`: from hardware, time and text to a configuration."""
+    tell_deepspeed()
     from pretrain.budget import BudgetConfig
     from pretrain.budget_report import run
     from pretrain.command_line import explain

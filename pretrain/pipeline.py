@@ -13,9 +13,9 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
+from pretrain.accelerator_presence import told_accelerator
 from pretrain.interruption import run_to_end
 from pretrain.ports import free_port
 
@@ -82,7 +82,7 @@ def shorten(command: tuple[str, ...]) -> list[str]:
 def deepspeed_launcher(ranks: int, *options: str) -> list[str]:
     """Begins a command that runs a script on this machine's first `ranks` accelerators (without one: processes)."""
     launcher = str(Path(sys.executable).with_name("deepspeed"))
-    return [launcher, "--num_accelerators", str(ranks), "--log_level", "warning", *options]
+    return [launcher, "--num_accelerators", str(ranks), "--log_level", "error", *options]
 
 
 def on_free_port(command: Sequence[str]) -> list[str]:
@@ -96,17 +96,5 @@ def on_free_port(command: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """This environment, offline unless the user asked otherwise.
-
-    Where there is no accelerator, DeepSpeed is told so: looking for one, it warns in every process of every command.
-    """
-    found = {} if accelerator_available() else {"DS_ACCELERATOR": "cpu"}
-    return {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **found, **os.environ}
-
-
-@cache
-def accelerator_available() -> bool:
-    """Whether torch sees an accelerator here. Imports torch."""
-    import torch
-
-    return torch.accelerator.is_available()
+    """This environment, offline unless the user asked otherwise; DeepSpeed is told where there is no accelerator."""
+    return {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **told_accelerator(), **os.environ}

@@ -34,6 +34,11 @@ def main() -> int:
     survive_lost_output()
     launcher = find_launcher(int(os.environ.get("WORLD_SIZE", "1")) > 1)  # before it has time to be gone
     use_writable_caches()
+    from pretrain.accelerator_presence import tell_deepspeed
+    from pretrain.library_warnings import silence_library_warnings
+
+    tell_deepspeed()
+    silence_library_warnings()
     from pretrain.command_line import parse, write_config
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, PeerLost, TrainingDiverged
 

@@ -92,6 +92,8 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"{readable(path)}: no such file or directory")
         elif not path.name.lower().endswith(SUFFIXES):
             raise ValueError(f"{readable(path)}: cannot read this kind of file; known are {KINDS}")
+        elif not path.is_file():
+            raise ValueError(f"{readable(path)}: a pipe or device; write what it gives into a file first")
         else:
             files.append(path)
     return files
@@ -161,7 +163,7 @@ def _text_of(fields: dict[str, Any], text_field: str) -> tuple[str, tuple[str, s
     """The text of an object, and the kind and detail of what keeps it from being used."""
     found = value_at(fields, text_field)
     if found is MISSING:
-        return "", ("field", f"no field '{text_field}'; there are {', '.join(map(str, fields))}")
+        return "", ("field", f"no field '{text_field}'; there are {', '.join(map(str, fields))}{_wrapped(fields)}")
     parts = found if isinstance(found, list) and found else [found]
     parts = [part.decode("utf-8", "surrogateescape") if isinstance(part, bytes) else part for part in parts]
     if not all(isinstance(part, str) for part in parts):
@@ -170,6 +172,13 @@ def _text_of(fields: dict[str, Any], text_field: str) -> tuple[str, tuple[str, s
         return "", ("field", f"field '{text_field}' must be a string, but is {what}")
     text = "\n".join(parts)
     return text, None if text.strip() else ("empty", f"field '{text_field}' is empty")
+
+
+def _wrapped(fields: dict[str, Any]) -> str:
+    """What to do about an object that only wraps the list of the documents; empty for any other."""
+    lists = (name for name, value in fields.items() if isinstance(value, list) and value and isinstance(value[0], dict))
+    name = next(lists, None)
+    return "" if name is None else f"; '{name}' is a list of objects: if they are the documents, write that list alone"
 
 
 MISSING = object()

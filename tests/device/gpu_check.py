@@ -25,9 +25,7 @@ from typing import Any
 
 import torch
 
-from tests.device.measured_run import measured_run
 from tests.pretrain.conftest import ROOT, make_corpus, rows
-from tests.pretrain.task_cases import Materials, arguments
 
 REPORT = ROOT / "runs" / "gpu_check.txt"
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "flash-attn", "flash-attn-3", "nvidia-nccl-cu12",
@@ -93,6 +91,10 @@ def run_speed(
     runs: Sequence[tuple[str, int, bool]] = RUNS,
 ) -> list[str]:
     """One line for every setting that is timed: medians of the logged steps after the first five."""
+    # Here, because they import DeepSpeed, which has its own words for a machine without a device.
+    from tests.device.measured_run import measured_run
+    from tests.pretrain.task_cases import Materials, arguments
+
     materials = Materials(folder, make_corpus(folder))
     lines, end = [], time.monotonic() + SPEED_SECONDS
     for name, stage, compiled in runs:

@@ -15,6 +15,8 @@ from pretrain.command_line import parse
 from pretrain.distributed import initialise_world
 from pretrain.engine import Engine
 from pretrain.model_building import build_for_partition, partition
+from pretrain.tasks import LanguageModelTask
+from tests.pretrain.conftest import TINY
 from tests.pretrain.forked_ranks import call_on_ranks
 from tests.pretrain.task_cases import Materials, arguments
 
@@ -123,3 +125,17 @@ def test_only_the_first_rank_ever_holds_the_model(made: Any) -> None:
     assert len(first) == len(second) == len(sizes) + 1  # once with none, when the cutter is made
     assert max(first) == sum(sizes)
     assert max(second) <= sum(sizes) / RANKS + max(sizes) + 8 * len(sizes) < 0.8 * sum(sizes)
+
+
+class Rebuilt(LanguageModelTask):
+    """A task that makes something else of its model."""
+
+    def build_model(self, seed: int) -> nn.Module:
+        return nn.Sequential(super().build_model(seed))
+
+
+def test_a_task_that_builds_in_a_way_of_its_own_has_no_skeleton(corpus: dict[str, Path], tmp_path: Path) -> None:
+    shape = Materials(tmp_path, corpus).write("shape.yaml", TINY)
+    skeleton = LanguageModelTask(shape, [str(corpus["train"])]).skeleton()
+    assert skeleton is not None and all(p.is_meta for p in skeleton.parameters())
+    assert Rebuilt(shape, [str(corpus["train"])]).skeleton() is None

@@ -12,7 +12,7 @@ import pytest
 from eval.grid_preparation import read_defined
 from eval.vision_sets import parse_sets
 from pretrain import __main__ as front_door
-from pretrain import pipeline
+from pretrain import accelerator_presence, pipeline
 from pretrain.command_line import parse
 from pretrain.pipeline import Pipeline, StepFailed, shorten
 from pretrain.quickstart_vision import SETS, TASKS
@@ -161,7 +161,7 @@ def test_a_finished_step_is_skipped_and_a_failed_one_is_not(tmp_path: Path, caps
 @pytest.mark.parametrize(("available", "told"), [(True, None), (False, "cpu")])
 def test_deepspeed_looks_for_an_accelerator_only_where_there_is_one(available, told, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
-    monkeypatch.setattr(pipeline, "accelerator_available", lambda: available)
+    monkeypatch.setattr(accelerator_presence, "accelerator_available", lambda: available)
     assert pipeline.environment().get("DS_ACCELERATOR") == told
     monkeypatch.setenv("DS_ACCELERATOR", "xpu")
     assert pipeline.environment()["DS_ACCELERATOR"] == "xpu"  # the user's word stays

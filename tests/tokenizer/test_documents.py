@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -93,3 +94,13 @@ def test_list_files_sorts_and_explains(tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(FileNotFoundError, match="void: no file below it"):
         list_files([tmp_path / "void"])
+    os.mkfifo(tmp_path / "pipe.jsonl")  # opened, it would wait for a writer for ever
+    with pytest.raises(ValueError, match=r"pipe\.jsonl: a pipe or device"):
+        list_files([tmp_path / "pipe.jsonl"])
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_around_the_documents_is_refused_with_what_to_do(indent: int | None, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"version": "1", "data": ROWS[:3]}, indent=indent), encoding="utf-8")
+    with pytest.raises(InvalidDocumentError, match=r"there are version, data; 'data' is a list of objects.*that list"):
+        list(read_documents(tmp_path / "a.json"))

@@ -1,0 +1,17 @@
+"""Warnings of libraries about themselves, on which nobody who trains can act: once per process, across a bar."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from pretrain.accelerator_presence import accelerator_available
+
+
+def silence_library_warnings() -> None:
+    """Silences what is known to say nothing about the run; everything else is still printed. Imports torch."""
+    # DeepSpeed calls collectives by names that torch has since given up.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    if not accelerator_available():
+        # Compiling for the CPU looks for CUDA as well, and finds its compiler without a device.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
