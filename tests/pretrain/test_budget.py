@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from pathlib import Path
@@ -44,8 +45,11 @@ def test_the_rules_make_the_shapes_of_the_paper():
     assert all(made[name] == donor[name] for name in ("num_hidden_layers", "intermediate_size", "num_attention_heads"))
 
 
-def test_every_shape_can_be_built_and_grows():
+def test_every_shape_can_be_built_without_warnings_and_grows(monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.getLogger("transformers.configuration_utils"), "warning", warnings.append)
     found = list(shapes())
+    assert not warnings
     sizes = [count_parameters(model).total for _, model in found]
     assert sizes == sorted(sizes) and sizes[0] < 2e6 and sizes[-1] > 6e9
     shares = {model.hidden_size: count_parameters(model).embedding_and_head_share for _, model in found}
