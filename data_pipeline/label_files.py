@@ -54,13 +54,13 @@ def read_label_file(path: Path) -> list[LabelledFile]:
     """
     folder, where = path.parent, readable(path)
     rows = _rows(path, folder, where)
-    columns = (0, 1)
+    columns, width = (0, 1), 2
     found = []
     for place, (number, fields) in enumerate(rows):
         if place == 0 and (named := _heading(folder, fields)) is not None:
-            columns = named
+            columns, width = named, len(fields)
             continue
-        if len(fields) <= max(columns) or (columns == (0, 1) and len(fields) != 2):
+        if len(fields) != width:
             raise SourceError(f"{where}, line {number}: expected file and label, found {len(fields)} fields")
         name, label = (fields[column] for column in columns)
         file = _file_of(folder, name)

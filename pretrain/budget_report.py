@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from textwrap import fill
 
 from pretrain.budget import BudgetConfig
@@ -26,7 +27,8 @@ def run(options: BudgetConfig) -> str:
         write(settled, *places)
         launch = "python" if options.ranks == 1 else "deepspeed"
         shards = "" if options.shards else " --task.train '[\"SHARDS\"]'"
-        blocks.append(f"written: {places[0]}, {places[1]}\n  {launch} pretrain/train.py --config {places[0]}{shards}")
+        command = f"{launch} pretrain/train.py --config {quote(str(places[0]))}{shards}"
+        blocks.append(f"written: {places[0]}, {places[1]}\n  {command}")
     return "\n\n".join(blocks)
 
 

@@ -69,10 +69,12 @@ def _fit(budget: Budget, run: Run, too_large: int | None) -> Settled | None:
     while (size := largest_micro_batch(config, options, sizes, recomputes)) is not None:
         changed = with_batch(run, size, options.ranks)
         batch = replace(config.batch, size=changed.batch, micro_size=size)
-        plan = make_plan(replace(config, batch=batch, steps=changed.steps), options)
+        plan = make_plan(replace(config, batch=batch, steps=changed.steps), options, budget.device)
         fitting = [choice for choice in plan.choices if choice.fits and choice.checkpointing == recomputes]
         if plan.picked is not None and fitting:
             choice = plan.picked if plan.picked.checkpointing == recomputes else fitting[0]
+            engine = replace(config.engine, zero_stage=choice.stage, activation_checkpointing=recomputes)
+            plan = replace(plan, config=replace(plan.config, engine=engine))  # what is written, for the report
             return Settled(budget, changed, plan, choice, too_large)
         sizes = [smaller for smaller in sizes if smaller < size]
     return None

@@ -152,19 +152,20 @@ class Plan:
         return rate / (self.flops / self.units) / (RECOMPUTATION if choice.checkpointing else 1.0)
 
 
-def make_plan(config: TrainConfig, options: PlanConfig) -> Plan:
+def make_plan(config: TrainConfig, options: PlanConfig, device: Device | None = None) -> Plan:
     """The plan of a run.
 
     Args:
         config: the run as `train.py` would read it.
         options: the machines.
+        device: of one rank; None looks it up, which for a CPU is a measurement.
 
     Raises:
         ConfigurationError: the global batch does not fit the ranks, or the model cannot be built.
     """
     task = config.task
     accumulation = accumulation_steps(config, options.ranks)
-    device = find_device(options.gpu, options.gpus, options.memory_gb, config.telemetry.peak_tflops)
+    device = device or find_device(options.gpu, options.gpus, options.memory_gb, config.telemetry.peak_tflops)
     states = count_states(config)
     tracer = _Tracer(task, config.batch.micro_size, device)
     choices, refusal = [], None

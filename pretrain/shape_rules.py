@@ -76,8 +76,9 @@ def shapes(vocabulary: int | None = None) -> Iterator[tuple[dict[str, Any], Pang
 
 def _vocabulary_shares(fields: dict[str, Any]) -> Iterator[tuple[int, float]]:
     """Each vocabulary with the share of the parameters that it would hold."""
-    one = count_parameters(load_model_config({**fields, "vocab_size": 1}))
-    per_piece = one.embedding + one.head
+    counted = count_parameters(load_model_config({**fields, "vocab_size": VOCABULARIES[0]}))
+    per_piece = (counted.embedding + counted.head) // VOCABULARIES[0]
+    body = counted.total - VOCABULARIES[0] * per_piece
     for pieces in VOCABULARIES:
         held = pieces * per_piece
-        yield pieces, held / (one.total - per_piece + held)
+        yield pieces, held / (body + held)

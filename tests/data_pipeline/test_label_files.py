@@ -44,6 +44,10 @@ FORMS = {
         "labels.csv",
         b"width,label,image_path\n" + "".join(f'9,"{t.replace(chr(34), chr(34) * 2)}",{n}\n' for n, t in ROWS).encode(),
     ),
+    "more columns behind": (
+        "labels.tsv",
+        b"filename\tlabel\tlang\n" + "".join(f"{name}\t{label}\ten\n" for name, label in ROWS).encode(),
+    ),
     "a heading in another language": ("labels.csv", b"Datei,Wort\n" + table(ROWS, ",", '"')),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from arch import count_parameters, load_model_config
 from pretrain import __main__ as front_door
 from pretrain.budget import BudgetConfig, Run, make_budget, parse_count
+from pretrain.budget_report import run as report
 from pretrain.budget_run import settle
 from pretrain.budget_yaml import reasons, run_yaml
 from pretrain.command_line import parse
@@ -43,8 +45,11 @@ def test_the_rules_make_the_shapes_of_the_paper():
     assert all(made[name] == donor[name] for name in ("num_hidden_layers", "intermediate_size", "num_attention_heads"))
 
 
-def test_every_shape_can_be_built_and_grows():
+def test_every_shape_can_be_built_without_warnings_and_grows(monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.getLogger("transformers.configuration_utils"), "warning", warnings.append)
     found = list(shapes())
+    assert not warnings
     sizes = [count_parameters(model).total for _, model in found]
     assert sizes == sorted(sizes) and sizes[0] < 2e6 and sizes[-1] > 6e9
     shares = {model.hidden_size: count_parameters(model).embedding_and_head_share for _, model in found}
@@ -151,6 +156,22 @@ def test_a_run_that_does_not_fit_becomes_a_smaller_one(tmp_path):
     assert settled.run.parameters < wanted.parameters == settled.too_large
     assert settled.choice.peak.total < 0.06e9
     assert "memory is the limit" in reasons(settled.budget, settled.run, settled.choice, settled.too_large)["model"]
+
+
+def test_a_report_knows_one_device_and_one_setting(monkeypatch, tmp_path):
+    """A CPU's speed is measured once: a second measurement is another number, and two in one report do not agree."""
+    measured = iter([0.5, 0.1] * 2)
+    monkeypatch.setattr("pretrain.accelerators.peak_tflops", lambda *_: (next(measured), "measured"))
+    file = tmp_path / "with space" / "mine.yaml"
+    made = options(hours=1e-3, gpus=1, gpu="cpu", parameters="1M", write=str(file))
+    settled = settle(made)
+    assert settled.plan.device is settled.budget.device
+    assert (settled.plan.config.engine.zero_stage, settled.plan.config.engine.activation_checkpointing) == (
+        settled.choice.stage,
+        settled.choice.checkpointing,
+    )
+    said = report(made)
+    assert "own setting" not in said and f"--config '{file}'" in said
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
