@@ -8,10 +8,11 @@ sharpness. Random numbers come from the generator that is handed in, and from no
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 from PIL import Image, ImageFilter
-from timm.data import auto_augment as timm_ops
 
 OPERATIONS_PER_IMAGE = 3
 PROBABILITY = 0.5
@@ -19,6 +20,14 @@ MAGNITUDE = 5
 """Of 10."""
 
 Operation = Callable[[Image.Image, float, np.random.Generator], Image.Image]
+
+
+@cache
+def timm_operations() -> ModuleType:
+    """timm's, imported when first needed: with torch and torchvision it takes seconds that every command would pay."""
+    from timm.data import auto_augment
+
+    return auto_augment
 
 
 def _signed(value: float, rng: np.random.Generator) -> float:
@@ -40,29 +49,33 @@ def _poisson_noise(image: Image.Image, level: float, rng: np.random.Generator) -
     return Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
 
 
-def _enhanced(operation: Callable[..., Image.Image]) -> Operation:
-    return lambda image, level, rng: operation(image, max(0.1, 1 + _signed(0.9 * level, rng)))
+def _timm(name: str, image: Image.Image, *strength: float) -> Image.Image:
+    return getattr(timm_operations(), name)(image, *strength)
 
 
-def _moved(operation: Callable[..., Image.Image], largest: float) -> Operation:
-    return lambda image, level, rng: operation(image, _signed(largest * level, rng))
+def _enhanced(name: str) -> Operation:
+    return lambda image, level, rng: _timm(name, image, max(0.1, 1 + _signed(0.9 * level, rng)))
+
+
+def _moved(name: str, largest: float) -> Operation:
+    return lambda image, level, rng: _timm(name, image, _signed(largest * level, rng))
 
 
 OPERATIONS: dict[str, Operation] = {
-    "AutoContrast": lambda image, level, rng: timm_ops.auto_contrast(image),
-    "Equalize": lambda image, level, rng: timm_ops.equalize(image),
-    "Invert": lambda image, level, rng: timm_ops.invert(image),
+    "AutoContrast": lambda image, level, rng: _timm("auto_contrast", image),
+    "Equalize": lambda image, level, rng: _timm("equalize", image),
+    "Invert": lambda image, level, rng: _timm("invert", image),
     "Rotate": _rotate,
-    "Posterize": lambda image, level, rng: timm_ops.posterize(image, 4 - int(4 * level)),
-    "Solarize": lambda image, level, rng: timm_ops.solarize(image, 256 - int(256 * level)),
-    "SolarizeAdd": lambda image, level, rng: timm_ops.solarize_add(image, int(110 * level)),
-    "Color": _enhanced(timm_ops.color),
-    "Contrast": _enhanced(timm_ops.contrast),
-    "Brightness": _enhanced(timm_ops.brightness),
-    "ShearX": _moved(timm_ops.shear_x, 0.9),
-    "ShearY": _moved(timm_ops.shear_y, 0.2),
-    "TranslateXRel": _moved(timm_ops.translate_x_rel, 0.1),
-    "TranslateYRel": _moved(timm_ops.translate_y_rel, 0.3),
+    "Posterize": lambda image, level, rng: _timm("posterize", image, 4 - int(4 * level)),
+    "Solarize": lambda image, level, rng: _timm("solarize", image, 256 - int(256 * level)),
+    "SolarizeAdd": lambda image, level, rng: _timm("solarize_add", image, int(110 * level)),
+    "Color": _enhanced("color"),
+    "Contrast": _enhanced("contrast"),
+    "Brightness": _enhanced("brightness"),
+    "ShearX": _moved("shear_x", 0.9),
+    "ShearY": _moved("shear_y", 0.2),
+    "TranslateXRel": _moved("translate_x_rel", 0.1),
+    "TranslateYRel": _moved("translate_y_rel", 0.3),
     "GaussianBlur": _blur,
     "PoissonNoise": _poisson_noise,
 }

@@ -19,7 +19,7 @@ from PIL import Image
 from data_pipeline.errors import SourceError
 from data_pipeline.labels import LabelRules, clean_labels
 from data_pipeline.source import DocumentSpan, Sample
-from data_pipeline.word_augment import augment_word
+from data_pipeline.word_augment import augment_word, timm_operations
 from data_pipeline.word_stores import WordStore, content_hash, open_words
 from tokenizer.characters import CharacterTokenizer
 from tokenizer.images import ImageError, decode_image
@@ -58,6 +58,8 @@ class WordSource:
         self.store = open_words(store) if isinstance(store, (str, Path)) else store
         self.tokenizer, self.size, self.max_length = tokenizer, size, max_length
         self.copies, self.seed = copies, seed
+        if copies:
+            timm_operations()  # once, before the loader's workers are forked
         self.rules = LabelRules.for_charset(tokenizer.characters, max_length)
         kept, self.labels, self.report = clean_labels(self.store.name, self.store.labels, self.rules)
         self.report.refuse_above(max_dropped, max_altered, self.where)

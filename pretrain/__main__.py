@@ -16,6 +16,7 @@ from pretrain import quickstart, quickstart_ocr, quickstart_vision, status_repor
 from pretrain.accelerator_presence import tell_deepspeed
 from pretrain.errors import ConfigurationError
 from pretrain.interruption import terminable
+from pretrain.library_warnings import silence_library_warnings
 from pretrain.pipeline import StepFailed
 from pretrain.walkthrough import Walkthrough
 from tokenizer.command_line import add_config_arguments, build_config, end_interrupted, make_config
@@ -60,9 +61,10 @@ class RunCommand(NamedTuple):
 
     def __call__(self, name: str, arguments: list[str]) -> int:
         """Exit code: 0 done, 1 a step failed, 2 wrong arguments."""
+        tell_deepspeed()
+        silence_library_warnings()
         from pretrain.command_line import build_parser, parse_with
 
-        tell_deepspeed()
         module = importlib.import_module(self.module)
         options = getattr(module, self.options)
         parser = build_parser(f"pretrain {name}", self.summary)
@@ -147,6 +149,7 @@ def main() -> int:
 def _budget(arguments: list[str]) -> int:
     """`plan --hours`: from hardware, time and text to a configuration."""
     tell_deepspeed()
+    silence_library_warnings()
     from pretrain.budget import BudgetConfig
     from pretrain.budget_report import run
     from pretrain.command_line import explain

@@ -41,10 +41,11 @@ def set_arithmetic(config: EngineConfig) -> None:
     torch.backends.cudnn.allow_tf32 = config.tf32
 
 
-def describe_arithmetic() -> str:
-    """What was set, read back, for the audit."""
+def describe_arithmetic(device: str) -> str:
+    """What was set, read back, for the audit of a run on this kind of device ("cpu", "cuda")."""
     products = "exact" if torch.get_float32_matmul_precision() == "highest" else "in TF32 on CUDA"
     if not torch.are_deterministic_algorithms_enabled():
-        return f"fp32 products {products}; on CUDA sums in any order (engine.deterministic fixes it)"
+        order = "a fixed order" if device == "cpu" else "any order (engine.deterministic fixes it)"
+        return f"fp32 products {products}; sums in {order}"
     variables = ", ".join(f"{name}={os.environ.get(name)}" for name in DETERMINISTIC_ENVIRONMENT)
     return f"fp32 products {products}; deterministic algorithms only ({variables})"

@@ -30,7 +30,7 @@ def audit(
         f"{torch.get_num_threads()} thread(s) per rank",
         "precision": resolve_precision(config) + (", compiled" if config.engine.compile else ""),
         "gradients": describe_gradients(engine.wrapped),
-        "arithmetic": describe_arithmetic(),
+        "arithmetic": describe_arithmetic(get_accelerator().device_name()),
         "batch": f"{config.batch.size} samples = {world.size} ranks x {config.batch.micro_size} x "
         f"{engine.accumulation} micro-batches ({config.batch.size * engine.task.units_per_sample()[0]:,} "
         f"{engine.task.units_per_sample()[1]})",

@@ -12,6 +12,8 @@ def silence_library_warnings() -> None:
     """Silences what is known to say nothing about the run; everything else is still printed. Imports torch."""
     # DeepSpeed calls collectives by names that torch has since given up.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # transformers renamed it; the versions that have no other name are supported too.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
     if not accelerator_available():
         # Compiling for the CPU looks for CUDA as well, and finds its compiler without a device.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

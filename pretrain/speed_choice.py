@@ -164,7 +164,7 @@ def _measured(config: TrainConfig, world: World, measure: Measure) -> SpeedChoic
         else:
             notes.append(f"{left:.0f} s of training would not repay compiling")
     slowest = max(seconds.values(), default=1.0)
-    ratios = [f"{name} {slowest / taken:.2f}x" for name, taken in seconds.items()]
+    ratios = [f"{name.replace(',', '')} {slowest / taken:.2f}x" for name, taken in seconds.items()]
     return SpeedChoice(best, compiled, "; ".join(["auto, measured: " + ", ".join(ratios), *notes]), seconds)  # type: ignore[arg-type]
 
 

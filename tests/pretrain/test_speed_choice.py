@@ -71,7 +71,7 @@ def test_a_long_run_takes_the_fastest_and_says_the_ratios(tmp_path, bf16):
     choice = settle(toy(tmp_path), ALONE, LONG, watch)
     assert (choice.precision, choice.compile) == ("bf16", True)
     assert watch.asked == [("fp32", False), ("bf16", False), ("bf16", True)]
-    assert "fp32 1.00x, bf16 1.40x, bf16, compiled 1.93x" in choice.reason
+    assert "fp32 1.00x, bf16 1.40x, bf16 compiled 1.93x" in choice.reason
     assert json.loads((tmp_path / NAME).read_text())["seconds"]["bf16, compiled"] == 0.519
 
 
