@@ -74,6 +74,7 @@ class CheckpointMeta(Sealed):
     identity: dict[str, Any]
     non_finite: Annotated[int, Ge(0), Le(MAX_STEP)] = 0
     spikes: Annotated[int, Ge(0), Le(MAX_STEP)] = 0
+    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ class Checkpoints:
             return
         final = self._at(position.step)
         engine.task.save_pretrained(engine.model, state, temporary)
-        made = {"world_size": self.world.size, "zero_stage": engine.stage, "identity": identity}
-        seal(temporary, known, format=1, **asdict(position), **made)
+        made = {"world_size": self.world.size, "zero_stage": engine.stage, "layout": engine.layout}
+        seal(temporary, known, format=1, **asdict(position), **made, identity=identity)
         for path in (*temporary.rglob("*"), temporary):
             if str(path.relative_to(temporary)) not in known:
                 fsync(path)
@@ -255,7 +256,7 @@ class Checkpoints:
                 f"{path} was written by a run with other data or another model:\n{difference}\n"
                 "Use the old configuration, another output directory, or checkpoint.resume false to start over."
             )
-        if (meta["world_size"], meta["zero_stage"]) != (self.world.size, engine.stage):
+        if (meta["world_size"], meta["zero_stage"], meta["layout"]) != (self.world.size, engine.stage, engine.layout):
             self._load_whole(engine, saved)
             return
         if (failure := self._collectively(lambda: self._check_engine_files(path))) is not None:
@@ -270,7 +271,7 @@ class Checkpoints:
         check_engine_files(sorted((path / ENGINE_TAG).rglob("*.pt"))[self.world.rank :: self.world.size])
 
     def _load_whole(self, engine: Engine, saved: Saved) -> None:
-        """Restores what other ranks, or another ZeRO stage, have written: whole tensors, which rank 0 makes once."""
+        """Restores what other ranks, another ZeRO stage or layout have written: whole tensors, which rank 0 makes."""
         # Named by content too: the same step of a run that was started over is another checkpoint.
         whole = self.directory / f"{WHOLE}_{saved.position.step:08d}_{fingerprint(saved.meta['sha256'])[:12]}"
         names = [name for group in engine.groups for name in group.parameter_names]

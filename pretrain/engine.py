@@ -191,6 +191,17 @@ class Engine:
         """Micro-batches per rank and step."""
         return self.wrapped.gradient_accumulation_steps()
 
+    @property
+    def layout(self) -> str:
+        """How the engine's files hold the state, beside stage and ranks: by which class, of which type, and where.
+
+        Files of another layout fit only after they were put together: DeepSpeed would take the weights that the model
+        computed with for the masters, or Muon's whole momenta for pieces of them.
+        """
+        device = self.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+        weights = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return f"{type(self.wrapped.optimizer).__name__}, weights in {weights}, optimizer offloaded: {device}"
+
     def set_learning_rate(self, factor: float) -> float:
         """Sets every group to `factor` times its peak; returns AdamW's rate (before the task's own factors)."""
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):

@@ -173,3 +173,21 @@ def test_a_changed_step_in_fp16_differs_by_its_rounding(tmp_path: Path) -> None:
         for other in others:
             error = float((other[name] - whole[name]).norm()) / unit
             assert error < AMPLIFIED
+
+
+@pytest.mark.parametrize("before", ["fp32", "bf16"])
+def test_another_type_of_weights_at_the_same_ranks_and_stage_takes_the_masters(before: str, tmp_path: Path) -> None:
+    """As a change of the stage does, which puts the state together: else bf16 weights would become fp32 masters."""
+    after = {"fp32": "bf16", "bf16": "fp32"}[before]
+    same, other = tmp_path / "same", tmp_path / "other"
+    train(parse(arguments(same, Setup(1, 0, precision=before), FIRST))[0])
+    shutil.copytree(same, other)
+    for folder, stage in ((same, 0), (other, 1)):
+        train(parse(arguments(folder, Setup(1, stage, precision=after), FIRST + 1))[0])
+    weights, others = (
+        load_file(path / f"checkpoints/step_{FIRST + 1:08d}/model.safetensors") for path in (same, other)
+    )
+    relative = {"fp32": 1e-5, "bf16": 1 / 128}[after]  # bf16 keeps 8 bits
+    for name, tensor in weights.items():
+        expected_weights = others[name].flatten().tolist()
+        assert tensor.flatten().tolist() == pytest.approx(expected_weights, rel=relative, abs=1e-6), name
