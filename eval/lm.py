@@ -102,12 +102,13 @@ def unnamed_bars_hidden() -> Iterator[None]:
     """No bar for each task's prompts: lm-eval shows one without a name before the one that matters, of its requests."""
     from lm_eval.api import task
 
-    shown = task.tqdm
-    task.tqdm = partial(shown, disable=True)  # type: ignore[assignment]
+    module: Any = task
+    shown = module.tqdm
+    module.tqdm = partial(shown, disable=True)
     try:
         yield
     finally:
-        task.tqdm = shown
+        module.tqdm = shown
 
 
 def evaluate_model(
