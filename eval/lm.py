@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,20 @@ def quiet(*loggers: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+@contextmanager
+def unnamed_bars_hidden() -> Iterator[None]:
+    """No bar for each task's prompts: lm-eval shows one without a name before the one that matters, of its requests."""
+    from lm_eval.api import task
+
+    module: Any = task
+    shown = module.tqdm
+    module.tqdm = partial(shown, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = shown
+
+
 def evaluate_model(
     model: Any,
     tokenizer: Any,
@@ -133,7 +148,10 @@ def evaluate_model(
     # lm-eval's own defaults, spelled out because None would mean "do not seed".
     seeds = (0, 1234, 1234) if seed_generators else (None, None, None)
     try:
-        with quiet("lm_eval.models.huggingface"):  # it warns of every context that it cuts; `notes` counts them
+        with (
+            unnamed_bars_hidden(),
+            quiet("lm_eval.models.huggingface"),
+        ):  # it warns of every context that it cuts; `notes` counts them
             raw = simple_evaluate(
                 model=language_model,
                 tasks=list(tasks),

@@ -12,7 +12,7 @@ from eval.__main__ import main
 from eval.commands import HeldOutOptions
 from eval.held_out import make_tasks
 from eval.hooks import LmEvalHook
-from eval.lm import EvaluationError, evaluate, flatten, load_tasks, write_results
+from eval.lm import EvaluationError, evaluate, flatten, load_tasks, unnamed_bars_hidden, write_results
 from eval.loading import ModelLoadError, load_model, resolve_model
 
 
@@ -268,3 +268,13 @@ BATCH_SIZE = "--batch_size must be at least 1, or auto"
 def test_impossible_values_are_named(arguments, expected, capsys):
     assert main(arguments) == 1
     assert capsys.readouterr().err == f"eval {arguments[0]}: {expected}\n"
+
+
+def test_bars_of_prompts_are_hidden_and_come_back(capfd):
+    from lm_eval.api import task
+
+    with unnamed_bars_hidden():
+        assert list(task.tqdm([1, 2], total=2)) == [1, 2]
+    assert capfd.readouterr().err == ""
+    assert list(task.tqdm([1, 2], total=2)) == [1, 2]
+    assert "2/2" in capfd.readouterr().err
