@@ -73,7 +73,7 @@ def _fit(budget: Budget, run: Run, too_large: int | None) -> Settled | None:
         fitting = [choice for choice in plan.choices if choice.fits and choice.checkpointing == recomputes]
         if plan.picked is not None and fitting:
             choice = plan.picked if plan.picked.checkpointing == recomputes else fitting[0]
-            engine = replace(config.engine, zero_stage=choice.stage, activation_checkpointing=recomputes)
+            engine = replace(config.engine, zero_stage=choice.stage, activation_checkpointing=recomputes)  # type: ignore[arg-type]
             plan = replace(plan, config=replace(plan.config, engine=engine))  # what is written, for the report
             return Settled(budget, changed, plan, choice, too_large)
         sizes = [smaller for smaller in sizes if smaller < size]
