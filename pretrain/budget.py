@@ -13,6 +13,7 @@ in `shape_rules.py` and `scaling_law.py`; what is limited by time, by text or by
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,7 +143,9 @@ def parse_count(text: str, name: str) -> float:
         ConfigurationError: it is none, or not greater than 0.
     """
     units = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-    plain = str(text).strip().replace("_", "").replace(",", "")
+    plain = str(text).strip().replace("_", "")
+    if re.fullmatch(r"\d{1,3}(,\d{3})+", plain):  # as this command prints them; 2,5 could mean two things
+        plain = plain.replace(",", "")
     scale = units.get(plain[-1:].lower(), 1.0)
     try:
         value = float(plain[:-1] if scale > 1 else plain) * scale

@@ -107,13 +107,14 @@ def test_batches_are_shared_by_all_ranks_and_hold_several_sequences():
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("10B", 1e10), ("300M", 3e8), ("1.5t", 1.5e12), ("4k", 4000), ("5_000", 5000), ("2,5G", 2.5e10)]
+    ("text", "value"),
+    [("10B", 1e10), ("300M", 3e8), ("1.5t", 1.5e12), ("4k", 4000), ("5_000", 5000), ("5,000,000", 5e6)],
 )
 def test_counts_as_people_write_them(text, value):
     assert parse_count(text, "tokens") == value
 
 
-@pytest.mark.parametrize("text", ["", "B", "ten", "-3", "0", "nan", "inf", "1e999"])
+@pytest.mark.parametrize("text", ["", "B", "2,5G", "1,00", "ten", "-3", "0", "nan", "inf", "1e999"])
 def test_what_is_no_count_is_refused(text):
     with pytest.raises(ConfigurationError, match="tokens is"):
         parse_count(text, "tokens")
