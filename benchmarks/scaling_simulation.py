@@ -215,7 +215,7 @@ def conversion(ranks: int, per_rank: int, stage: int) -> Row:
 def _cut(whole: dict[str, torch.Tensor], engine: Path, ranks: int, stage: int) -> None:
     """The files that DeepSpeed writes at stage 1 or 3, as far as a conversion looks at them."""
     shapes = {name: tensor.shape for name, tensor in whole.items()}
-    model = {"buffer_names": [], "module": {}, "param_shapes": [shapes]}
+    model = {"buffer_names": [], "module": {}, "param_shapes": [shapes], "ds_config": {}}
     name = "mp_rank_00_model_states.pt" if stage == 1 else "bf16_zero_pp_rank_0_mp_rank_00_model_states.pt"
     torch.save(model, engine / name)
     flat = torch.cat([tensor.flatten() for tensor in whole.values()])
@@ -227,6 +227,7 @@ def _cut(whole: dict[str, torch.Tensor], engine: Path, ranks: int, stage: int) -
                 "single_partition_of_fp32_groups": [own],
                 "base_optimizer_state": {"state": {0: _moments(own)}},
                 "param_slice_mappings": [_places(whole, rank * size, size)],
+                "zero_stage": stage,
             }
         else:
             pieces = [tensor.flatten().view(ranks, -1)[rank] for tensor in whole.values()]

@@ -90,10 +90,10 @@ class Meta:
     """The shards in reading order; none is empty."""
     rejected: dict[str, Rejected] = field(default_factory=dict)
     """By reason: documents of the input that are not in the shards."""
-    altered: dict[str, Rejected] = field(default_factory=dict)
-    """By reason: documents that are in the shards, but not as they were found."""
     inputs: dict[str, Any] = field(default_factory=dict)
     """What the shards were made from: `prepare` compares it before it writes to an existing directory."""
+    altered: dict[str, Rejected] = field(default_factory=dict)
+    """By reason: documents that are in the shards, but not as they were found."""
     format_version: int = FORMAT_VERSION
     """Version of this layout."""
 

@@ -33,7 +33,7 @@ def test_a_step_of_the_engine_beside_a_plain_one(benchmark, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("benchmark", ["plan_memory"], indirect=True)
 def test_what_is_planned_beside_what_is_measured(benchmark, tmp_path):
-    config = benchmark.configuration(benchmark.TINY, tmp_path, stage=3, ranks=1, accumulation=2)
+    config = benchmark.configuration(benchmark.TINY, tmp_path, stage=3, ranks=1, accumulation=2, precision="fp32")
     assert (config.batch.size, config.batch.micro_size) == (4, 2)
     benchmark.train(config, initialise_world())
     assert benchmark.predict_moment(benchmark.TINY, 3, 1, 2).total > 1e5

@@ -79,7 +79,7 @@ logits that bf16 rounds by up to 1/256."""
 def arguments(folder: Path, setup: Setup, steps: int) -> list[str]:
     return [
         "--task", "tests.pretrain.toy.ToyTask", "--output", str(folder), "--steps", str(steps),
-        "--batch.size", str(BATCH), "--batch.micro_size", str(BATCH // setup.ranks),
+        "--batch.size", str(BATCH), "--batch.micro_size", str(2 if setup.precision == "bf16" else BATCH // setup.ranks),
         "--engine.zero_stage", str(setup.stage), "--engine.precision", setup.precision,
         "--engine.offload.optimizer", setup.offload, "--optimizer.name", setup.optimizer, "--optimizer.lr", "0.02",
         "--checkpoint.every", str(FIRST), "--telemetry.every", "1", "--telemetry.progress_bar", "false",
