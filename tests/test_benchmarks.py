@@ -36,4 +36,4 @@ def test_what_is_planned_beside_what_is_measured(benchmark, tmp_path):
     config = benchmark.configuration(benchmark.TINY, tmp_path, stage=3, ranks=1, accumulation=2, precision="fp32")
     assert (config.batch.size, config.batch.micro_size) == (4, 2)
     benchmark.train(config, initialise_world())
-    assert benchmark.predict_moment(benchmark.TINY, 3, 1, 2).total > 1e5
+    assert benchmark.predict_moment(benchmark.TINY, 3, 1, 2, "fp32").total > 1e5
