@@ -19,6 +19,9 @@ from pretrain.errors import ConfigurationError
 from pretrain.plan import Choice, Plan, largest_micro_batch, make_plan
 from pretrain.zero_memory import MASTER_BYTES, MOMENT_BYTES
 
+BATCH_SLACK = 0.125
+"""Share by which the batch may be rounded to a whole number of larger micro-batches."""
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -64,8 +67,8 @@ def _fit(budget: Budget, run: Run, too_large: int | None) -> Settled | None:
     """The run with the largest micro-batch that fits, or None."""
     options, recomputes = budget.options, budget.recomputation
     config = parsed(budget, run)
-    most = max(1, run.batch // options.ranks)
-    sizes = [size for size in (2**power for power in range(MOST_SEQUENCES.bit_length() - 1, -1, -1)) if size <= most]
+    powers = [2**power for power in range(MOST_SEQUENCES.bit_length() - 1, -1, -1)]
+    sizes = [size for size in powers if abs(with_batch(run, size, options.ranks).batch / run.batch - 1) <= BATCH_SLACK]
     while (size := largest_micro_batch(config, options, sizes, recomputes)) is not None:
         changed = with_batch(run, size, options.ranks)
         batch = replace(config.batch, size=changed.batch, micro_size=size)

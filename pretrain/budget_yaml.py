@@ -19,6 +19,8 @@ WORKERS = 4
 """Of the loader, for each rank on an accelerator."""
 CHECKPOINTS, VALIDATIONS = 20, 20
 """Of a run, so that neither a kill nor a look costs more than a twentieth of it."""
+FEWEST_STEPS = 50
+"""Between two of them: in a run of minutes they would take longer than the steps."""
 
 
 def reasons(budget: Budget, run: Run, choice: Choice | None, too_large: int | None) -> dict[str, str]:
@@ -109,7 +111,7 @@ def run_yaml(
     """
     options, why = budget.options, reasons(budget, run, choice, too_large)
     on_device = options.gpu != "cpu"
-    every = max(1, run.steps // VALIDATIONS)
+    every = max(FEWEST_STEPS, run.steps // VALIDATIONS)
     sections: list[tuple[str, dict[str, Any]]] = [
         ("model", {"task": {"class_path": "pretrain.tasks.LanguageModelTask", "init_args": {
             "model": model, "train": options.shards or ["shards/train"], "sequence_length": run.sequence}}}),
@@ -122,7 +124,7 @@ def run_yaml(
         ("engine", {} if choice is None else {"engine": {
             "zero_stage": choice.stage, "activation_checkpointing": choice.checkpointing}}),
         ("", {"loader": {"workers": WORKERS}} if on_device else {}),
-        ("", {"checkpoint": {"every": max(1, run.steps // CHECKPOINTS)}, "validation": {"every": every}}),
+        ("", {"checkpoint": {"every": max(FEWEST_STEPS, run.steps // CHECKPOINTS)}, "validation": {"every": every}}),
     ]  # fmt: skip
     lines = [_comment(_head(budget))]
     for reason, content in sections:
