@@ -124,7 +124,7 @@ def _with_lower_half(image: Image.Image, tiles: list[Any], content: bytes) -> Im
     Raises:
         ValueError: Pillow cannot read this kind of colour in the other order.
     """
-    modes = {tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in tiles}
+    modes = {tile[3][0] if isinstance(tile[3], tuple) else tile[3] for tile in tiles}  # Pillow 10 has plain tuples
     mode = next(iter(modes), "") if len(modes) == 1 else ""
     if not isinstance(mode, str) or image.mode not in ("RGB", "RGBA") or mode[-3:] not in OTHER_ORDER:
         return image
@@ -133,9 +133,7 @@ def _with_lower_half(image: Image.Image, tiles: list[Any], content: bytes) -> Im
         return image
     other = mode[:-3] + OTHER_ORDER[mode[-3:]]
     lower = Image.open(io.BytesIO(content), formats=FORMATS)
-    lower.tile = [
-        tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other) for tile in tiles
-    ]
+    lower.tile = [(*tile[:3], (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other) for tile in tiles]
     try:
         lower.load()
     except ValueError as error:
