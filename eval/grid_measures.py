@@ -35,7 +35,8 @@ class MeasuredGrid(PreparedGrid):
     """A grid of runs of any task."""
 
     metric: str = "loss"
-    """The validation number to look at: loss (mean over the held-out sources), loss/NAME, bits_per_byte/NAME, ..."""
+    """The validation number to look at: loss or bits_per_byte (means over the held-out sources), loss/NAME,
+    bits_per_byte/NAME, ..."""
     benchmarks: list[str] = field(default_factory=list)
     """Word recognition: stores of word images, or folders of them, whose images are taken together for the accuracy."""
     held_out: str | None = None
@@ -63,7 +64,7 @@ def measure_cell(cell: Cell, grid: MeasuredGrid) -> dict[str, Any]:
         "units_per_sample": units,
         "flops": samples * task.flops_per_sample(),
         "curve": [
-            [row["step"], {name: value for name, value in row.items() if name == "loss" or "/" in name}]
+            [row["step"], {name: row[name] for name in row if name in ("loss", *task.mean_metrics) or "/" in name}]
             for row in read_run(cell.directory).rows["valid"]
         ],
     }

@@ -77,6 +77,12 @@ class OptimizerConfig:
     """Peak learning rate of the matrices that Muon updates."""
     muon_momentum: float = 0.95
     """Muon's momentum."""
+    embedding_lr_factor: float = 1.0
+    """Learning rate of embedding tables (and of a head tied to one), in those of `lr`."""
+    head_lr_factor: float = 1.0
+    """Learning rate of an output head with weights of its own, in those of `lr`."""
+    vector_lr_factor: float = 1.0
+    """Learning rate of what is not decayed (norms, biases, series scales), in those of `lr`."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +273,8 @@ class TrainConfig:
             value = attrgetter(name)(self)
             if value is not None and not value >= smallest:
                 raise ConfigurationError(f"{name} is {value}; it must be at least {smallest}")
-        for name in ("optimizer.lr", "optimizer.muon_lr", "optimizer.eps"):
+        roles = [f"optimizer.{role}_lr_factor" for role in ("embedding", "head", "vector")]
+        for name in ("optimizer.lr", "optimizer.muon_lr", "optimizer.eps", *roles):
             value = attrgetter(name)(self)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{name} is {value}; it must be greater than 0")

@@ -4,7 +4,8 @@ decayed        matrices
 undecayed      vectors (norm weights, biases) and what the model names in no_weight_decay() (series scales)
 muon           with `name: muon`, the decayed matrices that are not embeddings or the head; the rest stays with AdamW
 
-Each group is split again where parts of the model have learning rates of their own (`Task.learning_rate_factors`).
+Each group is split again where parts of the model have learning rates of their own: by what they are
+(`OptimizerConfig.embedding_lr_factor` and its siblings), and by where they are (`Task.learning_rate_factors`).
 """
 
 from __future__ import annotations
@@ -54,8 +55,17 @@ def parameter_groups(
     named = dict(model.named_parameters())  # shared (tied) parameters appear once
     if unknown := undecayed - set(named):
         raise ValueError(f"no_weight_decay() names parameters that the model does not have: {sorted(unknown)}")
-    embeddings = {id(parameter) for parameter in _embedding_parameters(model)}
+    tables, head = _tables(model), _head(model)
+    embeddings = tables | head
     factors = _factors([name for name, p in named.items() if p.requires_grad], lr_factors or {})
+    for name in factors:
+        parameter = named[name]
+        if parameter.ndim < 2 or name in undecayed:
+            factors[name] *= config.vector_lr_factor
+        elif id(parameter) in tables:
+            factors[name] *= config.embedding_lr_factor
+        elif id(parameter) in head:
+            factors[name] *= config.head_lr_factor
     kinds = ("muon", "decayed", "undecayed")
     members: dict[tuple[str, float], list[str]] = {
         (kind, factor): [] for factor in dict.fromkeys([1.0, *factors.values()]) for kind in kinds
@@ -93,14 +103,20 @@ def _factors(names: list[str], by_prefix: Mapping[str, float]) -> dict[str, floa
     return {name: float(by_prefix[prefixes[0]]) if prefixes else 1.0 for name, prefixes in fitting.items()}
 
 
-def _embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Input embeddings and the output head: look-up tables, for which orthogonalised updates make no sense.
+def _tables(model: nn.Module) -> set[int]:
+    """Ids of the parameters of look-up tables, for which orthogonalised updates make no sense; a tied head is one.
 
     A factorised input embedding counts whole: its projection stands for a table.
     """
-    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return [parameter for module in (*tables, *ends) if module is not None for parameter in module.parameters()]
+    ends = getattr(model, "get_input_embeddings", lambda: None)()
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return {id(parameter) for module in (*modules, ends) if module is not None for parameter in module.parameters()}
+
+
+def _head(model: nn.Module) -> set[int]:
+    """Ids of the parameters of the output head, a table read from the other side."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return set() if head is None else {id(parameter) for parameter in head.parameters()}
 
 
 def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:

@@ -359,7 +359,11 @@ class Trainer:
                 derived[f"{metric}/{name}"] = value
         if losses:
             mean = sum(losses.values()) / len(losses)
-            row = {"loss": mean, **{f"loss/{name}": value for name, value in losses.items()}, **derived}
+            means = {
+                metric: sum(derived[f"{metric}/{name}"] for name in losses) / len(losses)
+                for metric in self.task.mean_metrics
+            }
+            row = {"loss": mean, **means, **{f"loss/{name}": value for name, value in losses.items()}, **derived}
             self.telemetry.row("valid", position.step, **row)
             shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items())
             self.telemetry.say(f"step {position.step}: validation: {shown}")

@@ -42,6 +42,8 @@ class Task(ABC):
 
     compiled_on_accelerators: ClassVar[bool] = False
     """Whether `engine.compile: auto` compiles on an accelerator, where it is not measured: batches are of one shape."""
+    mean_metrics: ClassVar[tuple[str, ...]] = ()
+    """Names of `validation_metrics` whose mean over the held-out sources is reported too."""
 
     @abstractmethod
     def build_model(self, seed: int) -> nn.Module:

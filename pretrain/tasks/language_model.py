@@ -30,6 +30,8 @@ class LanguageModelTask(DecoderTask):
         document_mask: hide every document of a packed row from the others.
     """
 
+    mean_metrics = ("bits_per_byte",)
+
     def __init__(self, *shared: Any, sequence_length: int = 512, document_mask: bool = True, **decoder: Any) -> None:
         super().__init__(*shared, **decoder)
         self.sequence_length, self.document_mask = sequence_length, document_mask

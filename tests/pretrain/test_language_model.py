@@ -68,6 +68,7 @@ def test_it_learns_and_reports_bits_per_byte(finished):
     task = parse(finished[1])[0].task
     source = task.validation_sources()["all"]
     assert last["bits_per_byte/all"] == pytest.approx(last["loss/all"] / math.log(2) / source.bytes_per_label)
+    assert last["bits_per_byte"] == last["bits_per_byte/all"]  # the mean over one held-out source
     assert last["perplexity/all"] == pytest.approx(math.exp(last["loss/all"]))
 
 

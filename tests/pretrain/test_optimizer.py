@@ -84,3 +84,23 @@ def test_factors_that_fit_nothing_or_twice_are_errors(model):
     for factors, message in (({"decodre.": 2.0}, "decodre"), ({"model.": 2.0, "model.layers.": 3.0}, "several")):
         with pytest.raises(ValueError, match=message):
             parameter_groups(model, set(), OptimizerConfig(), factors)
+
+
+def test_kinds_have_learning_rates_of_their_own():
+    """Tables, head and vectors follow their factors under both optimizers; the matrices of the blocks follow none."""
+    for tied in (False, True):
+        shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+        small = PanguPiForCausalLM(PanguPiConfig(**shape, num_attention_heads=2, tie_word_embeddings=tied))
+        for name in ("adamw", "muon"):
+            config = OptimizerConfig(name=name, embedding_lr_factor=3.0, head_lr_factor=5.0, vector_lr_factor=7.0)
+            groups = parameter_groups(small, small.no_weight_decay(), config)
+            factor = {n: group.lr_factor for group in groups for n in group.parameter_names}
+            expected = {
+                n: 7.0 if p.ndim < 2 or n in small.no_weight_decay() else 1.0 for n, p in small.named_parameters()
+            }
+            expected["model.embed_tokens.weight"] = 3.0
+            if not tied:
+                expected["lm_head.weight"] = 5.0
+            assert factor == expected
+            muon = {n for group in groups if group.use_muon for n in group.parameter_names}
+            assert muon == ({n for n, f in expected.items() if f == 1.0} if name == "muon" else set())
