@@ -102,8 +102,8 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     """ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto is bf16 on an accelerator. On a CPU it is fp32, or in a long run the faster of both, if the processor has
-    instructions for bf16 (see pretrain/speed_choice.py)."""
+    """auto is bf16 on an accelerator that has it. On a CPU it is fp32, or in a long run the faster of both, if the
+    processor has instructions for bf16 (see pretrain/speed_choice.py)."""
     gradient_precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Type in which bf16 gradients are summed over micro-batches and averaged over ranks; auto is fp32 where a step has
     more than one micro-batch, on one rank or on all together."""

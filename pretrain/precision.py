@@ -16,7 +16,7 @@ DeepSpeed 0.19 makes of it, by stage (measured: tests/pretrain/test_precision.py
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -25,12 +25,24 @@ from pretrain.config import TrainConfig
 from pretrain.errors import ConfigurationError
 
 
-def resolve_precision(config: TrainConfig) -> str:
-    """bf16 on an accelerator, fp32 on a CPU, unless the configuration says otherwise."""
+def usual_precision() -> Literal["fp32", "bf16"]:
+    """bf16 on an accelerator that has it, fp32 on an older one and on a CPU."""
+    accelerator = get_accelerator()
+    return "bf16" if accelerator.device_name() != "cpu" and accelerator.is_bf16_supported() else "fp32"
+
+
+def resolve_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
+    """The usual precision, unless the configuration says otherwise.
+
+    Raises:
+        ConfigurationError: it asks for bf16, and the device has none.
+    """
     precision = config.engine.precision
-    if precision == "auto":
-        precision = "fp32" if get_accelerator().device_name() == "cpu" else "bf16"
-    return precision
+    if precision == "bf16" and not get_accelerator().is_bf16_supported():
+        raise ConfigurationError(
+            f"engine.precision bf16: this {get_accelerator().device_name()} device has no bf16; use fp32, or auto"
+        )
+    return usual_precision() if precision == "auto" else precision
 
 
 def resolve_gradient_precision(config: TrainConfig, micro_batches: int) -> str:

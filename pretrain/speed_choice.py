@@ -30,6 +30,7 @@ from pretrain.config import TrainConfig
 from pretrain.distributed import World
 from pretrain.durable import write_whole
 from pretrain.errors import ConfigurationError
+from pretrain.precision import usual_precision
 from pretrain.tasks.base import Task, TaskModule
 from pretrain.transfers import on_device
 
@@ -94,7 +95,7 @@ def settle(config: TrainConfig, world: World, peak_tflops: float, measure: Measu
     arithmetic = _arithmetic_seconds(config, world, world.gather(peak_tflops)[0])  # measured, so ranks differ
     if get_accelerator().device_name() != "cpu":
         pays = arithmetic * COMPILE_SAVES > COMPILE_SECONDS
-        choice = SpeedChoice("bf16", config.task.compiled_on_accelerators and pays, "auto on an accelerator")
+        choice = SpeedChoice(usual_precision(), config.task.compiled_on_accelerators and pays, "auto on an accelerator")
     elif arithmetic < WORTH_SECONDS:
         choice = SpeedChoice("fp32", False, f"auto: {arithmetic:.2g} s of arithmetic are not worth measuring")
     else:
@@ -111,8 +112,7 @@ def _kept(config: TrainConfig) -> dict[str, Any] | None:
     if not (config.checkpoint.resume and newest_checkpoints(run)):
         return None
     if not (run / NAME).is_file():
-        usual = "fp32" if get_accelerator().device_name() == "cpu" else "bf16"
-        return asdict(SpeedChoice(usual, False, "auto"))  # type: ignore[arg-type]
+        return asdict(SpeedChoice(usual_precision(), False, "auto"))
     content = json.loads((run / NAME).read_text(encoding="utf-8"))
     if content.get("precision") not in ("fp32", "bf16") or not isinstance(content.get("compile"), bool):
         raise ConfigurationError(f"{run / NAME}: not a choice; set engine.precision and engine.compile instead of auto")

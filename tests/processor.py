@@ -12,6 +12,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
+NEEDS_BF16 = pytest.mark.skipif(os.environ.get("TEST_BF16") == "0", reason="a device without bf16 trains in fp32")
 SWITCHES = {"TEST_FP16": "is_fp16_supported", "TEST_BF16": "is_bf16_supported"}
 
 

@@ -21,6 +21,7 @@ from pretrain.hooks import EvaluationHook
 from pretrain.tasks.language_model import LanguageModelTask, check_document_isolation
 from pretrain.trainer import Trainer, train
 from tests.pretrain.conftest import free_port, launch, rows
+from tests.processor import NEEDS_BF16
 
 
 class CountParameters(EvaluationHook):
@@ -191,6 +192,7 @@ def test_recomputation_and_compilation_change_nothing_but_rounding(tmp_path, tin
     assert bool(torch._dynamo.utils.counters["stats"]) == (option == "engine.compile")
 
 
+@NEEDS_BF16
 def test_bf16_trains_alike_with_and_without_zero(tmp_path, tiny_arguments):
     settings = {"steps": 2, "engine__precision": "bf16", "validation__every": 2, "checkpoint__every": 2}
     losses = []
