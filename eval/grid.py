@@ -264,6 +264,11 @@ def training_facts(cell: Cell) -> dict[str, Any]:
     return run_facts(cell.directory)
 
 
+def validation_numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """What a row of validation says, without what it says of itself (its kind, step and time)."""
+    return {name: float(value) for name, value in row.items() if name not in ("kind", "step", "seconds")}
+
+
 def run_facts(directory: Path) -> dict[str, Any]:
     """A run's last validation, tokens, seconds, throughput."""
     from statistics import median
@@ -273,7 +278,7 @@ def run_facts(directory: Path) -> dict[str, Any]:
     record = read_run(directory)
     last = record.rows["valid"][-1]
     return {
-        "valid": {name: float(value) for name, value in last.items() if name == "loss" or "/" in name},
+        "valid": validation_numbers(last),
         "train_loss": record.last("train", "loss"),
         "tokens": record.last("train", "tokens"),
         "seconds": record.seconds(),

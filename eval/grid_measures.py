@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eval.grid import Cell, GridError, planned_steps, training_facts
+from eval.grid import Cell, GridError, planned_steps, training_facts, validation_numbers
 from eval.grid_preparation import PreparedGrid
 from eval.grid_report import Measured
 
@@ -63,10 +63,7 @@ def measure_cell(cell: Cell, grid: MeasuredGrid) -> dict[str, Any]:
         "unit": unit,
         "units_per_sample": units,
         "flops": samples * task.flops_per_sample(),
-        "curve": [
-            [row["step"], {name: row[name] for name in row if name in ("loss", *task.mean_metrics) or "/" in name}]
-            for row in read_run(cell.directory).rows["valid"]
-        ],
+        "curve": [[row["step"], validation_numbers(row)] for row in read_run(cell.directory).rows["valid"]],
     }
     for measurement in measurements_of(task):
         measured |= getattr(importlib.import_module(__name__), measurement)(checkpoint, grid)
