@@ -7,7 +7,7 @@ is its `--help`. Nothing here allocates; sizes that depend on the world are deri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -59,8 +59,9 @@ class BatchConfig:
 class OptimizerConfig:
     """Optimizer and its hyperparameters (defaults: tiny_lm spec section 3)."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest."""
+    name: Literal["auto", "adamw", "muon"] = "auto"
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest. auto is the task's own: Muon
+    for language models, AdamW elsewhere (docs/recipe.md)."""
     lr: float | None = None
     """Peak learning rate of AdamW; None applies `batch_rule` to the global batch."""
     batch_rule: BatchRule = field(default_factory=BatchRule)
@@ -269,6 +270,8 @@ class TrainConfig:
     """Evaluations during the run, by import path (for example eval.hooks.LmEvalHook)."""
 
     def __post_init__(self) -> None:
+        if self.optimizer.name == "auto":
+            object.__setattr__(self, "optimizer", replace(self.optimizer, name=self.task.default_optimizer))
         for name, smallest in SMALLEST.items():
             value = attrgetter(name)(self)
             if value is not None and not value >= smallest:

@@ -196,11 +196,12 @@ class Engine:
         """How the engine's files hold the state, beside stage and ranks: by which class, of which type, and where.
 
         Files of another layout fit only after they were put together: DeepSpeed would take the weights that the model
-        computed with for the masters, or Muon's whole momenta for pieces of them.
+        computed with for the masters, Muon's whole momenta for pieces of them, or one optimizer's state for another's.
         """
         device = self.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
         weights = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        return f"{type(self.wrapped.optimizer).__name__}, weights in {weights}, optimizer offloaded: {device}"
+        muon = ", Muon" * any(group.use_muon for group in self.groups)
+        return f"{type(self.wrapped.optimizer).__name__}{muon}, weights in {weights}, optimizer offloaded: {device}"
 
     def set_learning_rate(self, factor: float) -> float:
         """Sets every group to `factor` times its peak; returns AdamW's rate (before the task's own factors)."""

@@ -125,7 +125,7 @@ def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig, lr: f
     for group in groups:
         hyperparameters: dict[str, Any] = {"params": group.parameters, "weight_decay": group.weight_decay}
         adamw: dict[str, Any] = {"lr": lr * group.lr_factor, "betas": config.betas, "eps": config.eps}
-        if config.name == "adamw":
+        if config.name != "muon":
             described.append({**hyperparameters, **adamw, "name": group.name})
         elif group.use_muon:
             # "gram": Newton-Schulz in fp16 where the device has it, else fp32; never a slow emulated bf16.
@@ -134,7 +134,7 @@ def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig, lr: f
             described.append({**hyperparameters, **muon, "use_muon": True, "name": group.name})
         else:
             described.append({**hyperparameters, **adamw, "use_muon": False, "name": group.name})
-    if config.name == "adamw":
+    if config.name != "muon":
         return torch.optim.AdamW(described, fused=True)
 
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam  # compiles kernels when imported

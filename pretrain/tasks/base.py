@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class Task(ABC):
 
     compiled_on_accelerators: ClassVar[bool] = False
     """Whether `engine.compile: auto` compiles on an accelerator, where it is not measured: batches are of one shape."""
+    default_optimizer: ClassVar[Literal["adamw", "muon"]] = "adamw"
+    """What `optimizer.name: auto` takes."""
     mean_metrics: ClassVar[tuple[str, ...]] = ()
     """Names of `validation_metrics` whose mean over the held-out sources is reported too."""
 

@@ -30,6 +30,7 @@ class LanguageModelTask(DecoderTask):
         document_mask: hide every document of a packed row from the others.
     """
 
+    default_optimizer = "muon"
     mean_metrics = ("bits_per_byte",)
 
     def __init__(self, *shared: Any, sequence_length: int = 512, document_mask: bool = True, **decoder: Any) -> None:

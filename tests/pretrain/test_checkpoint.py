@@ -115,6 +115,7 @@ def test_a_full_disk_is_reported_and_harms_nothing(tmp_path, monkeypatch):
             ["--engine.zero_stage", "2", "--optimizer.name", "muon"],
             r"the optimizer kept exp_avg, .*use the optimizer.name of the earlier run",
         ),
+        (["--optimizer.name", "muon"], r"the optimizer kept exp_avg, .*use the optimizer.name of the earlier run"),
     ],
 )
 def test_another_run_is_refused_with_what_differs(tmp_path, change, message):

@@ -66,6 +66,9 @@ class Gpu:
     def device_name(self) -> str:
         return "cuda"
 
+    def is_bf16_supported(self) -> bool:
+        return True
+
 
 def runs() -> list[Path]:
     """Every configuration that train.py reads."""
