@@ -49,7 +49,9 @@ class PanguPiConfig(LlamaConfig):
         shortcut_activation: the nonlinearity inside the bottleneck (a name of transformers' `ACT2FN`).
         init_scheme: `"constant"` draws every matrix with `initializer_range`; `"residual_scaled"` divides that by
             sqrt(2L) for the two matrices of every layer that write to the residual stream, `"layer_scaled"` by
-            sqrt(2(l+1)) in layer l = 0..L-1.
+            sqrt(2(l+1)) in layer l = 0..L-1, and `"zero_output"` starts those two at zero, so that at step 0 a block
+            passes the residual stream on unchanged (Fixup, arXiv 1901.09321; muP's advice for the last layer, arXiv
+            2203.03466, D.2). It starts the same shape elsewhere: any export holds it.
 
     Raises:
         StrictDataclassError: a field has the wrong type or value, or fields contradict each other.
@@ -96,7 +98,7 @@ class PanguPiConfig(LlamaConfig):
             "series_init": ("identity", "trunc_normal"),
             "shortcut_init": ("zero", "trunc_normal"),
             "shortcut_input": ("normed", "raw"),
-            "init_scheme": ("constant", "residual_scaled", "layer_scaled"),
+            "init_scheme": ("constant", "residual_scaled", "layer_scaled", "zero_output"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:

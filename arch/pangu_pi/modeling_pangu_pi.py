@@ -15,6 +15,7 @@ Self-contained (torch, transformers and the files beside it): an exported model 
 Source: arXiv 2312.17276. Shape suffixes: B batch, S sequence, D hidden width.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -79,11 +80,12 @@ class PanguPiDecoderLayer(GradientCheckpointingLayer):
                 init_seed=init_seed + 1,
             )
         self.shortcut_input = config.shortcut_input
-        # The two matrices that write to the residual stream may start smaller; see `init_scheme`.
+        # The two matrices that write to the residual stream may start smaller, or at zero; see `init_scheme`.
         divisor = {
             "constant": 1.0,
             "residual_scaled": (2 * config.num_hidden_layers) ** 0.5,
             "layer_scaled": (2 * (layer_idx + 1)) ** 0.5,
+            "zero_output": math.inf,
         }[config.init_scheme]
         self.self_attn.o_proj.init_divisor = divisor
         self.mlp.down_proj.init_divisor = divisor
@@ -149,7 +151,10 @@ class PanguPiPreTrainedModel(LlamaPreTrainedModel):
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-            if isinstance(module, nn.Linear) and (divisor := getattr(module, "init_divisor", 1.0)) != 1.0:
+            divisor = getattr(module, "init_divisor", 1.0)
+            if divisor == math.inf:  # drawn nevertheless, so that the seed gives every other weight as ever
+                init.zeros_(module.weight)
+            elif divisor != 1.0:
                 init.copy_(module.weight, module.weight / divisor)
 
     def no_weight_decay(self) -> set[str]:

@@ -83,14 +83,15 @@ def test_relu_terms_start_alive(build):
     assert (scale[0] == 1).all() and 0.01 < scale[1].std() < 0.03
 
 
-@pytest.mark.parametrize("scheme", ["residual_scaled", "layer_scaled"])
+@pytest.mark.parametrize("scheme", ["residual_scaled", "layer_scaled", "zero_output"])
 def test_init_schemes_scale_the_matrices_that_write_to_the_residual_stream(build, scheme):
     constant, scaled = build().state_dict(), build(init_scheme=scheme).state_dict()
     for name, weight in constant.items():
         layer = int(name.split(".")[2]) if "layers" in name else 0
         depth = SHAPE["num_hidden_layers"] if scheme == "residual_scaled" else layer + 1
         writes = name.endswith(("o_proj.weight", "mlp.down_proj.weight"))
-        torch.testing.assert_close(scaled[name], weight / (2 * depth) ** 0.5 if writes else weight)
+        expected = torch.zeros_like(weight) if scheme == "zero_output" else weight / (2 * depth) ** 0.5
+        torch.testing.assert_close(scaled[name], expected if writes else weight)
 
 
 def test_loading_llama_weights_leaves_the_additions_at_identity(build, ids_BS, tmp_path):
