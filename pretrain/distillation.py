@@ -88,7 +88,7 @@ class Distillation:
     """A criterion: the weighted sum of cross-entropy and divergence, at the positions that have a label.
 
     Args:
-        cross_entropy: against the data.
+        cross_entropy: against the data, weighed with its z-loss.
         teacher_hidden_BSE: the teacher's last hidden states, [B, S, E].
         teacher_weight_VE: the teacher's head, [V, E].
         config: weights, temperature, direction.
@@ -118,7 +118,10 @@ class Distillation:
         valid_C = truth.valid(chunk).to(losses_C.dtype)
         losses_C = losses_C * valid_C
         objective_C = config.weight_gt * against_data.objective_C + config.weight_kd * losses_C
-        reports_RC = torch.cat([against_data.reports_RC, losses_C.unsqueeze(0)])
+        of_data_RC = against_data.reports_RC
+        if truth.z_loss:  # the last, which says what it adds to the objective
+            of_data_RC[-1] *= config.weight_gt
+        reports_RC = torch.cat([of_data_RC, losses_C.unsqueeze(0)])
         if against_data.gradient_CV is None:
             return ChunkLoss(objective_C, reports_RC, None)
         gradient_CV.mul_(config.weight_kd * valid_C.unsqueeze(1))
@@ -127,9 +130,11 @@ class Distillation:
     def _fused(self, logits_CV: Tensor, teacher_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
         config, truth = self.config, self.cross_entropy
         labels_C, weights_C = truth.labels(chunk), truth.weights(chunk)
-        settings = config.weight_gt, config.weight_kd, config.temperature, config.reverse
+        settings = config.weight_gt, config.weight_kd, config.temperature, config.reverse, truth.z_loss
         rows_RC = token_losses(logits_CV, teacher_CV, labels_C, weights_C, *settings, with_gradient)
         against_data_C = rows_RC[0] if weights_C is None else rows_RC[0] * weights_C
         objective_C = config.weight_gt * against_data_C + config.weight_kd * rows_RC[2]
-        reports_RC = torch.cat([rows_RC[: len(truth.reports)], rows_RC[2:]])
+        if truth.z_loss:
+            objective_C = objective_C + rows_RC[-1]
+        reports_RC = torch.cat([truth.reported(rows_RC), rows_RC[2:3]])
         return ChunkLoss(objective_C, reports_RC, logits_CV if with_gradient else None)

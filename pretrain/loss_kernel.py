@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pretrain.fused_loss import reported_rows
 from pretrain.loss import IGNORE_INDEX
 
 BLOCK = 4096
@@ -40,9 +41,11 @@ def token_losses_kernel(
     weight_gt,
     weight_kd,
     temperature,
+    z_loss,
     TEACHER: tl.constexpr,
     REVERSE: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    Z_LOSS: tl.constexpr,
     GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -57,6 +60,8 @@ def token_losses_kernel(
         tl.store(out_ptr + tokens + token, 0.0)
         if TEACHER:
             tl.store(out_ptr + 2 * tokens + token, 0.0)
+        if Z_LOSS:
+            tl.store(out_ptr + (3 if TEACHER else 2) * tokens + token, 0.0)
         if GRADIENT:
             for start in range(0, row_length, BLOCK):
                 zeros = tl.zeros([BLOCK], dtype=logits_ptr.dtype.element_ty)
@@ -112,15 +117,20 @@ def token_losses_kernel(
             lse_t = shift_t * rate + tl.log(sum_t)
             kl = expectation / sum_s - lse_s + lse_t if REVERSE else expectation / sum_t - lse_t + lse_s
             tl.store(out_ptr + 2 * tokens + token, temperature * temperature * kl)
+        scale = weight_gt + tl.zeros([], dtype=tl.float32)
+        if WEIGHTED:
+            scale = weight_gt * tl.load(weights_ptr + token)
+        scale += at_label - at_label
+        if Z_LOSS:
+            tl.store(out_ptr + (3 if TEACHER else 2) * tokens + token, scale * z_loss * lse_1 * lse_1)
         if GRADIENT:
-            scale = weight_gt + tl.zeros([], dtype=tl.float32)
-            if WEIGHTED:
-                scale = weight_gt * tl.load(weights_ptr + token)
-            scale += at_label - at_label
             for start in range(0, row_length, BLOCK):
                 column = start + place
                 s = tl.load(logits_ptr + column, mask=column < row_length, other=0.0).to(tl.float32)
-                gradient = scale * (tl.exp(s - lse_1) - tl.where(column == label, 1.0, 0.0))
+                likely = tl.exp(s - lse_1)
+                if Z_LOSS:
+                    likely *= 1.0 + 2.0 * z_loss * lse_1
+                gradient = scale * (likely - tl.where(column == label, 1.0, 0.0))
                 if TEACHER:
                     t = tl.load(teacher_ptr + column, mask=column < row_length, other=0.0).to(tl.float32)
                     log_s, log_t = s * rate - lse_s, t * rate - lse_t
@@ -140,6 +150,7 @@ def launch(
     weight_kd: float,
     temperature: float,
     reverse: bool,
+    z_loss: float,
     with_gradient: bool,
 ) -> Tensor:
     """`token_losses` on the tensors' own device, which must be the current one."""
@@ -147,7 +158,7 @@ def launch(
     teacher = logits_CV if teacher_CV is None else teacher_CV
     if logits_CV.stride(1) != 1 or teacher.stride(1) != 1:
         raise ValueError(f"rows of logits must be contiguous, their strides are {logits_CV.stride()}")
-    out_RC = logits_CV.new_empty(2 if teacher_CV is None else 3, tokens, dtype=torch.float32)
+    out_RC = logits_CV.new_empty(reported_rows(teacher_CV is not None, z_loss), tokens, dtype=torch.float32)
     if tokens:
         token_losses_kernel[(tokens,)](
             logits_CV,
@@ -163,9 +174,11 @@ def launch(
             weight_gt,
             weight_kd,
             temperature,
+            z_loss,
             TEACHER=teacher_CV is not None,
             REVERSE=reverse,
             WEIGHTED=weights_C is not None,
+            Z_LOSS=bool(z_loss),
             GRADIENT=with_gradient,
             BLOCK=BLOCK,
             num_warps=WARPS,

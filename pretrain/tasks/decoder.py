@@ -10,6 +10,7 @@ Shapes: B batch, S sequence, D width, E width of the teacher, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -58,6 +59,8 @@ class DecoderTask(Task):
         teacher: a run, checkpoint or transformers directory whose predictions are learned besides the data's (see
             pretrain/teacher.py).
         distillation: how teacher and data are weighed; by default both with weight 1, at temperature 1.
+        z_loss: coefficient of the squared log of the softmax's denominator in training (PaLM, arXiv 2204.02311, section
+            5, has 1e-4); every loss that is reported is without it.
     """
 
     accuracy = False
@@ -81,6 +84,7 @@ class DecoderTask(Task):
         loss_chunk_elements: int | None = None,
         teacher: str | None = None,
         distillation: DistillationConfig | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         if not train:
             raise ConfigurationError("task.train is empty: name at least one directory of token shards")
@@ -94,6 +98,9 @@ class DecoderTask(Task):
         self.attention, self.initial_weights = attention, initial_weights
         self.loss_chunk_elements: int | LossLayout | None = loss_chunk_elements
         """What `linear_loss` takes; a plan sets the layout of the device that it is for."""
+        if not 0 <= z_loss < math.inf:
+            raise ConfigurationError(f"task.z_loss is {z_loss}; it must be at least 0, such as 1e-4")
+        self.z_loss = z_loss
         self.teacher = None if teacher is None else Teacher(teacher, attention)
         self.distillation = distillation or DistillationConfig()
         try:
@@ -240,16 +247,22 @@ class DecoderTask(Task):
         return float((batch["labels"] != IGNORE_INDEX).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
-        """Cross-entropy against the data; in training, with a teacher, the weighted sum of both losses."""
+        """Cross-entropy against the data; in training, with a teacher, the weighted sum of both losses.
+
+        The z-loss is in the gradient alone: not in the value of the total, not in the losses of samples.
+        """
         self.decide_attention(model, batch)
         hidden_BSD = last_hidden(model, batch)
-        truth = CrossEntropy(batch["labels"], accuracy=self.accuracy)
+        z_loss = self.z_loss if model.training else 0.0
+        truth = CrossEntropy(batch["labels"], accuracy=self.accuracy, z_loss=z_loss)
         criterion: Criterion = truth
         if self.teacher is not None and model.training:
             teacher_hidden_BSE, teacher_weight_VE = self.teacher.hidden(batch, hidden_BSD, self.document_mask)
             criterion = Distillation(truth, teacher_hidden_BSE, teacher_weight_VE, self.distillation)
         total, tokens = linear_loss(hidden_BSD, model.lm_head.weight, criterion, self.loss_chunk_elements)
         counts_B, objective_BS = (batch["labels"] != IGNORE_INDEX).sum(dim=1), tokens["objective"]
+        if z_loss:
+            objective_BS, total = objective_BS - tokens["z_loss"], total - tokens["z_loss"].sum()
         return LossOutput(
             total, objective_BS.sum(dim=1), counts_B.to(objective_BS.dtype), self.metrics(tokens, counts_B.sum())
         )
@@ -258,10 +271,11 @@ class DecoderTask(Task):
         """What to log of a micro-batch, as means over its `count` labels.
 
         Args:
-            tokens: [B, S] each: `objective`, `loss` against the data, perhaps `correct`; with a teacher `divergence`.
+            tokens: [B, S] each: `objective`, `loss` against the data, perhaps `correct` and `z_loss`; with a teacher
+                `divergence`.
             count: number of labels.
         """
-        names = {"correct": "accuracy"}
+        names = {"correct": "accuracy", "z_loss": "z_loss"}
         if "divergence" in tokens:
             names |= {"loss": "loss_gt", "divergence": "loss_kd"}
         return {names[name]: values_BS.sum() / count for name, values_BS in tokens.items() if name in names}

@@ -23,11 +23,12 @@ def exact_losses(
     weight_kd: float,
     temperature: float,
     reverse: bool,
+    z_loss: float,
 ) -> tuple[Tensor, Tensor]:
     """What `token_losses` computes of the same arguments, in float64.
 
     Returns:
-        losses_RC: cross-entropy, hits and, with a teacher, divergence.
+        losses_RC: cross-entropy, hits and, with a teacher, divergence; what a z-loss adds.
         gradient_CV: d objective / d logits, in closed form: below a tensor's dispatch there is no autograd.
     """
     logits_CV = logits_CV.double()
@@ -44,6 +45,10 @@ def exact_losses(
         apart = student.exp() * (student - taught - kl_C[:, None]) if reverse else student.exp() - taught.exp()
         losses.append(temperature**2 * kl_C * valid_C)
         gradient_CV = gradient_CV + weight_kd * temperature * valid_C[:, None] * apart
+    if z_loss:
+        lse_C = logits_CV.logsumexp(1)
+        losses.append(scale_C * z_loss * lse_C.square())
+        gradient_CV = gradient_CV + (2 * z_loss * scale_C * lse_C)[:, None] * logits_CV.softmax(1)
     return torch.stack(losses), gradient_CV
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain import head_products
 from pretrain.activation_memory import StorageCounter
-from pretrain.loss import IGNORE_INDEX, linear_cross_entropy
+from pretrain.loss import IGNORE_INDEX, CrossEntropy, linear_cross_entropy, linear_loss
 from pretrain.loss_layout import LossLayout, layout_on
 from tests.device.loss_kernels import wide_product
 
@@ -49,6 +49,21 @@ def test_token_weights_scale_loss_and_gradient():
     weights = torch.rand(B, S, dtype=torch.float64)
     wanted = torch.autograd.grad((plain(hidden, weight, labels) * weights).sum(), (hidden, weight))
     total, _ = linear_cross_entropy(hidden, weight, labels, weights, chunk_elements=V * 7)
+    for ours, theirs in zip(torch.autograd.grad(total, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_z_loss_and_its_gradient_are_autograds(weighted):
+    hidden, weight, labels = inputs(torch.float64)
+    weights = torch.rand(B, S, dtype=torch.float64) if weighted else None
+    scale = (labels != IGNORE_INDEX) * (1.0 if weights is None else weights)
+    added = 0.03 * (hidden @ weight.T).logsumexp(-1).square() * scale
+    wanted = torch.autograd.grad((plain(hidden, weight, labels) * scale + added).sum(), (hidden, weight))
+    total, tokens = linear_loss(hidden, weight, CrossEntropy(labels, weights, True, z_loss=0.03), V * 7)
+    torch.testing.assert_close(tokens["loss"], plain(hidden, weight, labels).detach())
+    torch.testing.assert_close(tokens["z_loss"], added.detach())
+    torch.testing.assert_close(tokens["objective"], (plain(hidden, weight, labels) * scale + added).detach())
     for ours, theirs in zip(torch.autograd.grad(total, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
 
