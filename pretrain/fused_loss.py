@@ -21,7 +21,8 @@ from torch import Tensor
     "tinypi::token_losses",
     mutates_args=("logits_CV",),
     schema="(Tensor(a!) logits_CV, Tensor? teacher_CV, Tensor labels_C, Tensor? weights_C, float weight_gt, "
-    "float weight_kd, float temperature, bool reverse, float z_loss, bool with_gradient) -> Tensor",
+    "float weight_kd, float temperature, bool reverse, float z_loss, float softcap, "
+    "float teacher_softcap, bool with_gradient) -> Tensor",
 )
 def token_losses(
     logits_CV: Tensor,
@@ -33,6 +34,8 @@ def token_losses(
     temperature: float,
     reverse: bool,
     z_loss: float,
+    softcap: float,
+    teacher_softcap: float,
     with_gradient: bool,
 ) -> Tensor:
     """The losses of every token, and the gradient of their weighted sum over the logits.
@@ -48,6 +51,8 @@ def token_losses(
         temperature: of the divergence.
         reverse: KL(student || teacher) instead of KL(teacher || student).
         z_loss: coefficient of the squared logarithm of the sum of exponentials, which is added to the cross-entropy.
+        softcap: c of the student's logits, which become c tanh(logits / c) first; 0 leaves them.
+        teacher_softcap: that of the teacher's.
         with_gradient: whether the logits are to become the gradient.
 
     Returns:
@@ -68,13 +73,15 @@ def token_losses(
             temperature,
             reverse,
             z_loss,
+            softcap,
+            teacher_softcap,
             with_gradient,
         )
 
 
 @token_losses.register_fake
 def _(logits_CV, teacher_CV, *settings):  # type: ignore[no-untyped-def]
-    rows = reported_rows(teacher_CV is not None, settings[-2])
+    rows = reported_rows(teacher_CV is not None, settings[6])
     return logits_CV.new_empty(rows, logits_CV.shape[0], dtype=torch.float32)
 
 

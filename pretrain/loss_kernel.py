@@ -4,6 +4,8 @@
              with a teacher the same of both rows at temperature tau, and the expectation in their divergence
     pass 2   the gradient, written over the row; zeros over its padding
 
+With a soft cap both passes cap what they read, and the gradient is that of the logits before it.
+
 All statistics are float32 whatever the logits are. Rows are read to their length in memory, which is a multiple that
 lets a thread read 16 bytes at once; what lies behind the vocabulary counts as -inf.
 
@@ -27,6 +29,12 @@ WARPS = 8
 
 
 @triton.jit
+def soft_capped(logits, cap):
+    """c tanh(logits / c), by the exponential that is here already; off by 2^-24 c at most where it is small."""
+    return cap * (2.0 / (1.0 + tl.exp(-2.0 * logits / cap)) - 1.0)
+
+
+@triton.jit
 def token_losses_kernel(
     logits_ptr,
     teacher_ptr,
@@ -42,10 +50,14 @@ def token_losses_kernel(
     weight_kd,
     temperature,
     z_loss,
+    softcap,
+    teacher_softcap,
     TEACHER: tl.constexpr,
     REVERSE: tl.constexpr,
     WEIGHTED: tl.constexpr,
     Z_LOSS: tl.constexpr,
+    CAPPED: tl.constexpr,
+    TEACHER_CAPPED: tl.constexpr,
     GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -72,6 +84,8 @@ def token_losses_kernel(
         # and the gradient are NaN, which guards notice.
         at_label = tl.load(logits_ptr + label, mask=(label >= 0) & (label < vocabulary), other=float("nan"))
         at_label = at_label.to(tl.float32)
+        if CAPPED:
+            at_label = soft_capped(at_label, softcap)
         # s and t: student and teacher; 1: at temperature 1, else at tau. `highest` and `shift_t` are the maxima so far,
         # `sum_*` the sums of exponentials relative to them.
         highest = tl.full([], -float("inf"), dtype=tl.float32)
@@ -84,6 +98,8 @@ def token_losses_kernel(
         for start in range(0, row_length, BLOCK):
             column = start + place
             s = tl.load(logits_ptr + column, mask=column < row_length, other=0.0).to(tl.float32)
+            if CAPPED:
+                s = soft_capped(s, softcap)
             s = tl.where(column < vocabulary, s, -float("inf"))
             peak = tl.max(s, axis=0)
             best = tl.where(peak > highest, start + tl.argmax(s, axis=0), best)
@@ -92,6 +108,8 @@ def token_losses_kernel(
             sum_1 = sum_1 * tl.exp(highest - shift) + tl.sum(tl.exp(s - shift), axis=0)
             if TEACHER:
                 t = tl.load(teacher_ptr + column, mask=column < row_length, other=0.0).to(tl.float32)
+                if TEACHER_CAPPED:
+                    t = soft_capped(t, teacher_softcap)
                 t = tl.where(column < vocabulary, t, -float("inf"))
                 risen_t = tl.maximum(shift_t, tl.max(t, axis=0))
                 over_t = tl.where(risen_t == -float("inf"), 0.0, risen_t)
@@ -127,15 +145,21 @@ def token_losses_kernel(
             for start in range(0, row_length, BLOCK):
                 column = start + place
                 s = tl.load(logits_ptr + column, mask=column < row_length, other=0.0).to(tl.float32)
+                if CAPPED:
+                    s = soft_capped(s, softcap)
                 likely = tl.exp(s - lse_1)
                 if Z_LOSS:
                     likely *= 1.0 + 2.0 * z_loss * lse_1
                 gradient = scale * (likely - tl.where(column == label, 1.0, 0.0))
                 if TEACHER:
                     t = tl.load(teacher_ptr + column, mask=column < row_length, other=0.0).to(tl.float32)
+                    if TEACHER_CAPPED:
+                        t = soft_capped(t, teacher_softcap)
                     log_s, log_t = s * rate - lse_s, t * rate - lse_t
                     apart = tl.exp(log_s) * (log_s - log_t - kl) if REVERSE else tl.exp(log_s) - tl.exp(log_t)
                     gradient += weight_kd * temperature * apart
+                if CAPPED:
+                    gradient *= 1.0 - (s / softcap) * (s / softcap)
                 gradient = tl.where(column < vocabulary, gradient, 0.0)
                 stored = gradient.to(logits_ptr.dtype.element_ty)
                 tl.store(logits_ptr + column, stored, mask=column < row_length)
@@ -151,6 +175,8 @@ def launch(
     temperature: float,
     reverse: bool,
     z_loss: float,
+    softcap: float,
+    teacher_softcap: float,
     with_gradient: bool,
 ) -> Tensor:
     """`token_losses` on the tensors' own device, which must be the current one."""
@@ -175,10 +201,14 @@ def launch(
             weight_kd,
             temperature,
             z_loss,
+            softcap,
+            teacher_softcap,
             TEACHER=teacher_CV is not None,
             REVERSE=reverse,
             WEIGHTED=weights_C is not None,
             Z_LOSS=bool(z_loss),
+            CAPPED=bool(softcap),
+            TEACHER_CAPPED=bool(teacher_softcap),
             GRADIENT=with_gradient,
             BLOCK=BLOCK,
             num_warps=WARPS,

@@ -206,6 +206,17 @@ class PanguPiModel(PanguPiPreTrainedModel):
     forward = LlamaModel.forward
 
 
+class SoftCappedHead(nn.Linear):
+    """A language-model head whose logits stay within (-c, c): c tanh(logits / c), see `final_logit_softcapping`."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, cap: float) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+        self.cap = cap
+
+    def forward(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        return self.cap * torch.tanh(super().forward(hidden_BSD) / self.cap)
+
+
 class PanguPiForCausalLM(PanguPiPreTrainedModel, GenerationMixin):
     """The decoder stack and a language-model head; takes and returns what `LlamaForCausalLM` does."""
 
@@ -215,7 +226,8 @@ class PanguPiForCausalLM(PanguPiPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PanguPiModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        cap, shape = config.final_logit_softcapping, (config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(*shape, bias=False) if cap is None else SoftCappedHead(*shape, cap)
         self.post_init()
 
     forward = LlamaForCausalLM.forward

@@ -38,6 +38,7 @@ from pretrain.tasks.base import LossOutput, Task, seeded_build
 from pretrain.teacher import Teacher
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+SIZES_OF_SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count")
 MASKLESS = "sdpa_without_mask"
 
 
@@ -227,7 +228,7 @@ class DecoderTask(Task):
         return model
 
     def _check_shape(self, directory: str, found: Any) -> None:
-        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count"):
+        for field in (*SIZES_OF_SHAPE, "final_logit_softcapping"):
             have, want = getattr(found, field), getattr(self.model_config, field)
             if have != want:
                 raise ConfigurationError(f"{directory}: {field} is {have}, the run's model has {want}")
@@ -254,11 +255,13 @@ class DecoderTask(Task):
         self.decide_attention(model, batch)
         hidden_BSD = last_hidden(model, batch)
         z_loss = self.z_loss if model.training else 0.0
-        truth = CrossEntropy(batch["labels"], accuracy=self.accuracy, z_loss=z_loss)
+        softcap = self.model_config.final_logit_softcapping
+        truth = CrossEntropy(batch["labels"], accuracy=self.accuracy, z_loss=z_loss, softcap=softcap)
         criterion: Criterion = truth
         if self.teacher is not None and model.training:
             teacher_hidden_BSE, teacher_weight_VE = self.teacher.hidden(batch, hidden_BSD, self.document_mask)
-            criterion = Distillation(truth, teacher_hidden_BSE, teacher_weight_VE, self.distillation)
+            taught = self.teacher.config.final_logit_softcapping
+            criterion = Distillation(truth, teacher_hidden_BSE, teacher_weight_VE, self.distillation, taught)
         total, tokens = linear_loss(hidden_BSD, model.lm_head.weight, criterion, self.loss_chunk_elements)
         counts_B, objective_BS = (batch["labels"] != IGNORE_INDEX).sum(dim=1), tokens["objective"]
         if z_loss:
@@ -330,7 +333,8 @@ class DecoderTask(Task):
         """Reads the teacher's weights, which may fail, and says what it knows of a real batch."""
         assert self.teacher is not None
         hidden_BSE, weight_VE = self.teacher.hidden(batch, like, self.document_mask)
-        total, _ = linear_loss(hidden_BSE, weight_VE, CrossEntropy(batch["labels"]), self.loss_chunk_elements)
+        criterion = CrossEntropy(batch["labels"], softcap=self.teacher.config.final_logit_softcapping)
+        total, _ = linear_loss(hidden_BSE, weight_VE, criterion, self.loss_chunk_elements)
         mean = float(total) / max(self.weight(batch), 1.0)
         kl = "KL(student || teacher)" if self.distillation.reverse else "KL(teacher || student)"
         return (

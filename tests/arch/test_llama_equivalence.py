@@ -36,6 +36,15 @@ def test_plain_model_is_bit_equal_to_llama(build, ids_BS, fields, attention):
         assert torch.equal(parameter.grad, gradients[name]), name
 
 
+def test_soft_capped_logits_are_those_of_the_plain_model_through_tanh(build, ids_BS):
+    plain, capped = build(**PLAIN), build(**PLAIN, final_logit_softcapping=0.3)
+    assert capped.state_dict().keys() == plain.state_dict().keys()
+    output = capped(ids_BS, labels=ids_BS)
+    torch.testing.assert_close(output.logits, 0.3 * torch.tanh(plain(ids_BS).logits / 0.3))
+    loss = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten())
+    torch.testing.assert_close(output.loss, loss)
+
+
 def test_state_dicts_load_both_ways(build):
     theirs, ours = llama(), build(seed=1, **PLAIN)
     ours.load_state_dict(theirs.state_dict(), strict=True)

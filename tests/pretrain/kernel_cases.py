@@ -31,6 +31,8 @@ class Setting(NamedTuple):
 
     distillation: DistillationConfig | None
     z_loss: float = 0.0
+    softcap: float | None = None
+    teacher_softcap: float | None = None
 
 
 SETTINGS = {
@@ -38,7 +40,8 @@ SETTINGS = {
     "forward": Setting(DistillationConfig(0.3, 1.7, 2.0)),
     "reverse": Setting(DistillationConfig(1.0, 0.5, 0.7, reverse=True)),
     "alone-z": Setting(None, 0.02),
-    "forward-z": Setting(DistillationConfig(0.3, 1.7, 2.0), 0.02),
+    "alone-capped": Setting(None, 0.0, 20.0),
+    "forward-both": Setting(DistillationConfig(0.3, 1.7, 2.0), 0.02, 20.0, 25.0),
 }
 CASES = [
     (dtype, setting, weighted)
@@ -78,10 +81,12 @@ def rows(dtype: str, setting: str, weighted: bool) -> Rows:
     return Rows(student, taught if SETTINGS[setting].distillation else None, labels, weights)
 
 
-def settings(setting: str) -> tuple[float, float, float, bool, float]:
-    """Weights, temperature, direction and z-loss as `token_losses` takes them."""
-    config = SETTINGS[setting].distillation or DistillationConfig(1.0, 0.0)
-    return config.weight_gt, config.weight_kd, config.temperature, config.reverse, SETTINGS[setting].z_loss
+def settings(setting: str) -> tuple[float, float, float, bool, float, float, float]:
+    """Weights, temperature, direction, z-loss and caps as `token_losses` takes them."""
+    distillation, z_loss, *caps = SETTINGS[setting]
+    config = distillation or DistillationConfig(1.0, 0.0)
+    cap, teacher_cap = (cap or 0.0 for cap in caps)
+    return config.weight_gt, config.weight_kd, config.temperature, config.reverse, z_loss, cap, teacher_cap
 
 
 def head(setting: str, weighted: bool) -> tuple[Tensor, Tensor, Criterion]:
@@ -93,10 +98,12 @@ def head(setting: str, weighted: bool) -> tuple[Tensor, Tensor, Criterion]:
 
     labels = torch.randint(0, 101, (1, S), generator=generator)
     labels[0, 4] = IGNORE_INDEX
-    config, z_loss = SETTINGS[setting]
-    truth = CrossEntropy(labels, draw(1, S).abs() if weighted else None, accuracy=True, z_loss=z_loss)
+    config, z_loss, cap, teacher_cap = SETTINGS[setting]
+    truth = CrossEntropy(labels, draw(1, S).abs() if weighted else None, accuracy=True, z_loss=z_loss, softcap=cap)
     hidden, weight = draw(1, S, D).requires_grad_(), draw(101, D).requires_grad_()
-    return hidden, weight, truth if config is None else Distillation(truth, draw(1, S, E), draw(101, E), config)
+    if config is None:
+        return hidden, weight, truth
+    return hidden, weight, Distillation(truth, draw(1, S, E), draw(101, E), config, teacher_cap)
 
 
 def whole(setting: str, weighted: bool, layout: LossLayout) -> dict[str, Tensor]:

@@ -162,7 +162,7 @@ def test_torchrun_trains_on_the_same_samples_to_the_same_loss_as_this_process(tm
 
 
 def test_the_z_loss_is_learned_and_not_reported(tmp_path):
-    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY))
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY | {"final_logit_softcapping": 0.2}))
     outputs, gradients = [], []
     for z_loss in (0.0, 0.1):
         task = LanguageModelTask(str(tmp_path / "tiny.yaml"), ["nowhere"], sequence_length=32, z_loss=z_loss)
@@ -172,6 +172,9 @@ def test_the_z_loss_is_learned_and_not_reported(tmp_path):
         outputs[-1].total.backward()
         gradients.append(model.lm_head.weight.grad)
         assert "z_loss" not in task.loss(model.eval(), batch).metrics
+        capped_BSV = model(batch["input_ids"]).logits
+        losses = torch.nn.functional.cross_entropy(capped_BSV.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+        torch.testing.assert_close(outputs[-1].total, losses)
     plain, output = outputs
     torch.testing.assert_close(output.total, plain.total)
     torch.testing.assert_close(output.per_sample, plain.per_sample)

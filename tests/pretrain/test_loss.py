@@ -53,17 +53,21 @@ def test_token_weights_scale_loss_and_gradient():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_the_z_loss_and_its_gradient_are_autograds(weighted):
+@pytest.mark.parametrize(("weighted", "z_loss", "softcap"), [(False, 0.03, None), (True, 0.0, 5.0), (True, 0.03, 5.0)])
+def test_z_loss_and_soft_cap_have_the_gradient_of_autograd(weighted, z_loss, softcap):
     hidden, weight, labels = inputs(torch.float64)
     weights = torch.rand(B, S, dtype=torch.float64) if weighted else None
     scale = (labels != IGNORE_INDEX) * (1.0 if weights is None else weights)
-    added = 0.03 * (hidden @ weight.T).logsumexp(-1).square() * scale
-    wanted = torch.autograd.grad((plain(hidden, weight, labels) * scale + added).sum(), (hidden, weight))
-    total, tokens = linear_loss(hidden, weight, CrossEntropy(labels, weights, True, z_loss=0.03), V * 7)
-    torch.testing.assert_close(tokens["loss"], plain(hidden, weight, labels).detach())
-    torch.testing.assert_close(tokens["z_loss"], added.detach())
-    torch.testing.assert_close(tokens["objective"], (plain(hidden, weight, labels) * scale + added).detach())
+    logits = hidden @ weight.T
+    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    cross = plain(capped, torch.eye(V, dtype=torch.float64), labels)
+    added = z_loss * capped.logsumexp(-1).square() * scale
+    wanted = torch.autograd.grad((cross * scale + added).sum(), (hidden, weight))
+    total, tokens = linear_loss(hidden, weight, CrossEntropy(labels, weights, True, z_loss, softcap), V * 7)
+    torch.testing.assert_close(tokens["loss"], cross.detach())
+    torch.testing.assert_close(tokens["objective"], (cross * scale + added).detach())
+    assert ("z_loss" in tokens) == bool(z_loss)
+    torch.testing.assert_close(tokens.get("z_loss", added.detach()), added.detach())
     for ours, theirs in zip(torch.autograd.grad(total, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
 
