@@ -55,6 +55,9 @@ class PanguPiConfig(LlamaConfig):
             2203.03466, D.2). It starts the same shape elsewhere: any export holds it.
         final_logit_softcapping: c; logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118, section 2; its name in
             transformers). None leaves them. With it the shape is no LLaMA.
+        qk_norm: whether queries and keys pass an RMSNorm with one learned weight per channel of a head before their
+            rotary embedding (Henry et al., arXiv 2010.04245; in this form and under these parameter names Qwen3, arXiv
+            2505.09388). With it the shape is no LLaMA.
 
     Raises:
         StrictDataclassError: a field has the wrong type or value, or fields contradict each other.
@@ -75,6 +78,7 @@ class PanguPiConfig(LlamaConfig):
     shortcut_activation: str = "gelu"
     init_scheme: str = "constant"
     final_logit_softcapping: float | int | None = None
+    qk_norm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Before LLaMA's own, which divides by some of them.
@@ -88,7 +92,8 @@ class PanguPiConfig(LlamaConfig):
     @property
     def is_llama(self) -> bool:
         """Whether this model is a plain LLaMA: the same parameter names, and the same function of them."""
-        return self.series_terms == 1 and self.shortcut_count == 0 and self.final_logit_softcapping is None
+        plain_blocks = self.series_terms == 1 and self.shortcut_count == 0 and not self.qk_norm
+        return plain_blocks and self.final_logit_softcapping is None
 
     @property
     def series_activation_names(self) -> list[str]:

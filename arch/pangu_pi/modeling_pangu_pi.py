@@ -33,6 +33,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from .augmented_shortcut import AugmentedShortcut
 from .configuration_pangu_pi import PanguPiConfig
@@ -60,12 +61,29 @@ class PanguPiMLP(LlamaMLP):
         return self.down_proj(self.act_fn(self.gate_proj(g_BSD), self.up_proj(g_BSD)))
 
 
+class HeadRMSNorm(LlamaRMSNorm):
+    """The norm of queries or keys, over the channels of a head; a class of its own, since no cut touches those."""
+
+
+class NormedAttention(LlamaAttention):
+    """LLaMA's attention with queries and keys normalised before their rotary embedding, as Qwen3 has it."""
+
+    sliding_window = None  # which Qwen3's forward pass hands on
+
+    def __init__(self, config: PanguPiConfig, layer_idx: int) -> None:
+        super().__init__(config=config, layer_idx=layer_idx)
+        self.q_norm = HeadRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = HeadRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    forward = Qwen3Attention.forward
+
+
 class PanguPiDecoderLayer(GradientCheckpointingLayer):
     """One block: attention with augmented shortcuts, then the series-activated FFN, both pre-normalised."""
 
     def __init__(self, config: PanguPiConfig, layer_idx: int, init_seed: int = 0) -> None:
         super().__init__()
-        self.self_attn = LlamaAttention(config=config, layer_idx=layer_idx)
+        self.self_attn = (NormedAttention if config.qk_norm else LlamaAttention)(config=config, layer_idx=layer_idx)
         self.mlp = PanguPiMLP(config, init_seed)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)

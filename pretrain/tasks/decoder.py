@@ -228,7 +228,7 @@ class DecoderTask(Task):
         return model
 
     def _check_shape(self, directory: str, found: Any) -> None:
-        for field in (*SIZES_OF_SHAPE, "final_logit_softcapping"):
+        for field in (*SIZES_OF_SHAPE, "final_logit_softcapping", "qk_norm"):
             have, want = getattr(found, field), getattr(self.model_config, field)
             if have != want:
                 raise ConfigurationError(f"{directory}: {field} is {have}, the run's model has {want}")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from arch import PanguPiConfig, PanguPiForCausalLM
 
@@ -43,6 +43,25 @@ def test_soft_capped_logits_are_those_of_the_plain_model_through_tanh(build, ids
     torch.testing.assert_close(output.logits, 0.3 * torch.tanh(plain(ids_BS).logits / 0.3))
     loss = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten())
     torch.testing.assert_close(output.loss, loss)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_normed_queries_and_keys_are_bit_equal_to_qwen3(build, ids_BS, attention):
+    ours = build(**PLAIN, qk_norm=True, shake=True)
+    theirs = Qwen3ForCausalLM(Qwen3Config(**LLAMA_SHAPE, head_dim=16, use_sliding_window=False))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    outputs = []
+    for model in (theirs, ours):
+        model.set_attn_implementation(attention)
+        outputs.append(model(input_ids=ids_BS, labels=ids_BS))
+        outputs[-1].loss.backward()
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(parameter.grad, ours.get_parameter(name).grad), name
+    fresh = build(**PLAIN, qk_norm=True).state_dict()
+    for name, weight in build(**PLAIN).state_dict().items():
+        assert torch.equal(weight, fresh.pop(name)), f"{name} depends on the norms"
+    assert len(fresh) == 2 * SHAPE["num_hidden_layers"] and all((weight == 1).all() for weight in fresh.values())
 
 
 def test_state_dicts_load_both_ways(build):

@@ -59,7 +59,7 @@ def test_transformers_directories_load(tmp_path):
     ours.save_pretrained(tmp_path / "ours")
     assert load_model_config(tmp_path / "ours").to_diff_dict() == ours.to_diff_dict()
 
-    foreign = {"final_logit_softcapping": 30.0}  # which LLaMA does not know, so neither is this one capped
+    foreign = {"final_logit_softcapping": 30.0, "qk_norm": True}  # which LLaMA does not know, so they mean nothing
     LlamaConfig(hidden_size=64, num_attention_heads=4, rope_theta=5e5, **foreign).save_pretrained(tmp_path / "llama")
     llama = load_model_config(tmp_path / "llama" / "config.json")
     assert llama.is_llama and llama.hidden_size == 64 and llama.rope_parameters["rope_theta"] == 5e5
@@ -75,7 +75,7 @@ def test_transformers_directories_load(tmp_path):
         load_model_config(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("field", [{"final_logit_softcapping": 30}])
+@pytest.mark.parametrize("field", [{"final_logit_softcapping": 30}, {"qk_norm": True}])
 def test_what_no_llama_holds_makes_the_shape_another_and_survives_a_round_trip(field, tmp_path):
     config = load_model_config({**SHAPE, **PLAIN, **field})
     assert load_model_config({**SHAPE, **PLAIN}).is_llama and not config.is_llama

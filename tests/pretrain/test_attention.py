@@ -80,10 +80,11 @@ def test_every_attention_computes_what_sdpa_computes_with_a_dense_mask(name, tmp
         assert len(calls) == TINY["num_hidden_layers"]
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("name", ["sdpa", *FLASH, PACKED_FLEX])
-def test_the_audit_isolates_documents_in_all_rows(name, tmp_path, monkeypatch):
+def test_the_audit_isolates_documents_in_all_rows(name, qk_norm, tmp_path, monkeypatch):
     exact_flash(monkeypatch)
-    task = make(tmp_path, "auto")
+    task = make(tmp_path, "auto", model_overrides={"qk_norm": qk_norm})
     model, batch = build(task, monkeypatch, name), batch_of(task)
     with torch.compiler.set_stance("force_eager"):
         assert (
