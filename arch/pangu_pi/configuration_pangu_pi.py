@@ -51,8 +51,8 @@ class PanguPiConfig(LlamaConfig):
         init_scheme: `"constant"` draws every matrix with `initializer_range`; `"residual_scaled"` divides that by
             sqrt(2L) for the two matrices of every layer that write to the residual stream, `"layer_scaled"` by
             sqrt(2(l+1)) in layer l = 0..L-1, and `"zero_output"` starts those two at zero, so that at step 0 a block
-            passes the residual stream on unchanged (Fixup, arXiv 1901.09321; muP's advice for the last layer, arXiv
-            2203.03466, D.2). It starts the same shape elsewhere: any export holds it.
+            passes the residual stream on unchanged (Fixup, arXiv 1901.09321, for the last matrix of a branch). It is a
+            start and no shape: any export holds it.
         final_logit_softcapping: c; logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118, section 2; its name in
             transformers). None leaves them. With it the shape is no LLaMA.
         qk_norm: whether queries and keys pass an RMSNorm with one learned weight per channel of a head before their
