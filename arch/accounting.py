@@ -26,7 +26,7 @@ class Parameters:
     feed_forward: int
     """Gate, up and down projections of all layers."""
     norms: int
-    """(2L + 1) * D."""
+    """(2L + 1) * D, and 2L of a head's width with qk_norm."""
     series: int
     """Scales and biases of the series activation, 2nF a layer."""
     shortcut: int
@@ -90,7 +90,7 @@ def count_parameters(config: PanguPiConfig) -> Parameters:
         head=0 if config.tie_word_embeddings else vocabulary,
         attention=layers * (_attention_weights(config) + _attention_biases(config)),
         feed_forward=layers * (3 * hidden * ffn + config.mlp_bias * (2 * ffn + hidden)),
-        norms=(2 * layers + 1) * hidden,
+        norms=(2 * layers + 1) * hidden + config.qk_norm * 2 * layers * _head_dim(config),
         series=layers * 2 * _learned_terms(config) * (ffn if config.series_scope == "channel" else 1),
         shortcut=layers * _shortcut_weights(config),
     )

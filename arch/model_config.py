@@ -13,7 +13,7 @@ from .tokenizer_files import CODE_FIELDS
 
 # What LLaMA configurations also accept, besides the dataclass fields.
 EXTRA_FIELDS = frozenset({"rope_theta", "rope_scaling", "attn_implementation"})
-PLAIN_LLAMA = {"series_terms": 1, "shortcut_count": 0}
+PLAIN_LLAMA = {"series_terms": 1, "shortcut_count": 0, "final_logit_softcapping": None, "qk_norm": False}
 # Of a config.json: what names the class, the files or code (attention may be a kernel of the hub), and not the shape.
 IDENTITY_FIELDS = frozenset(
     {"model_type", "architectures", "transformers_version", "_name_or_path", *CODE_FIELDS}

@@ -8,13 +8,20 @@ Every row and every border between rows is tested, because kernels of variable l
 the whole micro-batch, and those that are not told may go wrong only where there is more than one row. Costs three
 forward passes, or two.
 
-Shapes: B batch, S sequence, F frequencies.
+Where output projections start at zero (`init_scheme: zero_output`), nothing that attention gathers reaches a hidden
+state at step 0, and every mask would pass. There what it gathers is put in the projection's place (`heard`).
+
+Shapes: B batch, S sequence, A outputs of all heads, D width, F frequencies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool1d
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from data_pipeline import Batch
@@ -38,13 +45,14 @@ def check_document_isolation(model: nn.Module, batch: Batch, tolerance: float = 
     """
     ids_BS, positions_BS = batch["input_ids"], batch["position_ids"]
     number_BS = document_begins(positions_BS).flatten().cumsum(0).view_as(positions_BS)
-    before_BSD = last_hidden(model, batch)
     moved = 0.0
-    for parity in (0, 1):  # always both, because under ZeRO-3 all ranks have to pass forward alike
-        edited_BS = number_BS % 2 == parity
-        changed_BS = torch.where(edited_BS, _another(ids_BS, model), ids_BS)
-        after_BSD = last_hidden(model, {**batch, "input_ids": changed_BS})
-        moved = max(moved, _largest_move(before_BSD, after_BSD, ~edited_BS))
+    with heard(model) as silent:
+        before_BSD = last_hidden(model, batch)
+        for parity in (0, 1):  # always both, because under ZeRO-3 all ranks have to pass forward alike
+            edited_BS = number_BS % 2 == parity
+            changed_BS = torch.where(edited_BS, _another(ids_BS, model), ids_BS)
+            after_BSD = last_hidden(model, {**batch, "input_ids": changed_BS})
+            moved = max(moved, _largest_move(before_BSD, after_BSD, ~edited_BS))
     rows, documents = len(ids_BS), int(number_BS[-1, -1])
     if documents < 2:
         return "not testable on this batch: it holds one document"
@@ -53,7 +61,9 @@ def check_document_isolation(model: nn.Module, batch: Batch, tolerance: float = 
             f"the document mask leaks: editing every other document of a micro-batch of {rows} rows moved one between "
             f"them by {moved:.2e} (attention {model.config._attn_implementation}); choose another task.attention"  # type: ignore[union-attr]
         )
-    return f"isolates {documents} documents in {rows} real rows (largest change elsewhere {moved:.1e})"
+    return (
+        f"isolates {documents} documents in {rows} real rows (largest change elsewhere {moved:.1e}){_stand_in(silent)}"
+    )
 
 
 @torch.no_grad()
@@ -69,14 +79,54 @@ def check_causality(model: nn.Module, batch: Batch, tokens_per_image: int, toler
     kept_T = torch.arange(ids_BT.shape[1], device=ids_BT.device) < ids_BT.shape[1] + 1 - tokens_per_image
     kept_BT = kept_T.expand_as(ids_BT)
     changed_BT = torch.where(kept_BT, ids_BT, _another(ids_BT, model))
-    before_BTD, after_BTD = (last_hidden(model, {**batch, "input_ids": ids}) for ids in (ids_BT, changed_BT))
+    with heard(model) as silent:
+        before_BTD, after_BTD = (last_hidden(model, {**batch, "input_ids": ids}) for ids in (ids_BT, changed_BT))
     moved = _largest_move(before_BTD, after_BTD, kept_BT)
     if moved > tolerance:
         raise RuntimeError(
             f"attention looks ahead: editing the last image of every sentence moved an earlier token by {moved:.2e} "
             f"(attention {model.config._attn_implementation}); choose another task.attention"  # type: ignore[union-attr]
         )
-    return f"editing the last image of {len(ids_BT)} real sentences moves no earlier token (largest change {moved:.1e})"
+    return (
+        f"editing the last image of {len(ids_BT)} real sentences moves no earlier token (largest change {moved:.1e})"
+        + _stand_in(silent)
+    )
+
+
+@contextmanager
+def heard(model: nn.Module) -> Iterator[set[str]]:
+    """Inside, what attention gathers reaches the residual stream also where the output projection is zero.
+
+    A projection that gives nothing but zeros is replaced by a mean over neighbouring inputs. It is done to outputs and
+    not to weights, so it asks nothing of ZeRO, under which a rank holds a part of them, and leaves nothing behind.
+    Blocks must not be compiled, or their graphs would keep it (`pretrain/compilation.py:eager`).
+
+    Yields:
+        Names of the projections that were replaced, as they are met.
+    """
+    silent: set[str] = set()
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output_BSD: Tensor) -> Tensor | None:
+            if output_BSD.any():
+                return None
+            silent.add(name)
+            (gathered_BSA,) = inputs
+            return adaptive_avg_pool1d(gathered_BSA, output_BSD.shape[-1])
+
+        return hook
+
+    projections = [(name, module) for name, module in model.named_modules() if name.endswith(".o_proj")]
+    hooks = [module.register_forward_hook(hook_of(name)) for name, module in projections]
+    try:
+        yield silent
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _stand_in(silent: set[str]) -> str:
+    return f"; {len(silent)} output projections are zero and were stood in for" if silent else ""
 
 
 def _another(ids_BS: Tensor, model: nn.Module) -> Tensor:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from pretrain.errors import ConfigurationError
 from pretrain.fused_loss import token_losses
 from pretrain.head_products import head_logits
-from pretrain.loss import ChunkLoss, CrossEntropy, accumulation_dtype
+from pretrain.loss import ChunkLoss, CrossEntropy, accumulation_dtype, soft_capped, through_soft_cap
 from pretrain.loss_layout import LossLayout
 
 
@@ -88,16 +88,18 @@ class Distillation:
     """A criterion: the weighted sum of cross-entropy and divergence, at the positions that have a label.
 
     Args:
-        cross_entropy: against the data.
+        cross_entropy: against the data, weighed with its z-loss.
         teacher_hidden_BSE: the teacher's last hidden states, [B, S, E].
         teacher_weight_VE: the teacher's head, [V, E].
         config: weights, temperature, direction.
+        teacher_softcap: the teacher's `final_logit_softcapping`.
     """
 
     cross_entropy: CrossEntropy
     teacher_hidden_BSE: Tensor
     teacher_weight_VE: Tensor
     config: DistillationConfig
+    teacher_softcap: float | None = None
 
     @property
     def labels_BS(self) -> Tensor:
@@ -113,23 +115,32 @@ class Distillation:
         teacher_CV = head_logits(teacher_CE, self.teacher_weight_VE, layout)
         if layout.fused:
             return self._fused(logits_CV, teacher_CV, chunk, with_gradient)
-        against_data = truth(logits_CV, chunk, with_gradient, layout)
-        losses_C, gradient_CV = divergence(logits_CV, teacher_CV, config.temperature, config.reverse)
+        capped_CV = soft_capped(logits_CV, truth.softcap)
+        teacher_CV = soft_capped(teacher_CV, self.teacher_softcap)
+        against_data = truth.of_capped(capped_CV, chunk, with_gradient)
+        losses_C, gradient_CV = divergence(capped_CV, teacher_CV, config.temperature, config.reverse)
         valid_C = truth.valid(chunk).to(losses_C.dtype)
         losses_C = losses_C * valid_C
         objective_C = config.weight_gt * against_data.objective_C + config.weight_kd * losses_C
-        reports_RC = torch.cat([against_data.reports_RC, losses_C.unsqueeze(0)])
+        of_data_RC = against_data.reports_RC
+        if truth.z_loss:  # the last, which says what it adds to the objective
+            of_data_RC[-1] *= config.weight_gt
+        reports_RC = torch.cat([of_data_RC, losses_C.unsqueeze(0)])
         if against_data.gradient_CV is None:
             return ChunkLoss(objective_C, reports_RC, None)
         gradient_CV.mul_(config.weight_kd * valid_C.unsqueeze(1))
-        return ChunkLoss(objective_C, reports_RC, gradient_CV.add_(against_data.gradient_CV, alpha=config.weight_gt))
+        gradient_CV.add_(against_data.gradient_CV, alpha=config.weight_gt)
+        return ChunkLoss(objective_C, reports_RC, through_soft_cap(gradient_CV, capped_CV, truth.softcap))
 
     def _fused(self, logits_CV: Tensor, teacher_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
         config, truth = self.config, self.cross_entropy
         labels_C, weights_C = truth.labels(chunk), truth.weights(chunk)
-        settings = config.weight_gt, config.weight_kd, config.temperature, config.reverse
-        rows_RC = token_losses(logits_CV, teacher_CV, labels_C, weights_C, *settings, with_gradient)
+        settings = config.weight_gt, config.weight_kd, config.temperature, config.reverse, truth.z_loss
+        caps = truth.softcap or 0.0, self.teacher_softcap or 0.0
+        rows_RC = token_losses(logits_CV, teacher_CV, labels_C, weights_C, *settings, *caps, with_gradient)
         against_data_C = rows_RC[0] if weights_C is None else rows_RC[0] * weights_C
         objective_C = config.weight_gt * against_data_C + config.weight_kd * rows_RC[2]
-        reports_RC = torch.cat([rows_RC[: len(truth.reports)], rows_RC[2:]])
+        if truth.z_loss:
+            objective_C = objective_C + rows_RC[-1]
+        reports_RC = torch.cat([truth.reported(rows_RC), rows_RC[2:3]])
         return ChunkLoss(objective_C, reports_RC, logits_CV if with_gradient else None)

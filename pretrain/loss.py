@@ -62,21 +62,31 @@ class Criterion(Protocol):
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """-log p(label) of every token that has a label.
+    """-log p(label) of every token that has a label, perhaps with a z-loss besides.
+
+        objective = weight * (lse - l_label + z_loss * lse^2),   lse = log sum_v exp l_v
+        d objective / d l = weight * ((1 + 2 z_loss lse) softmax(l) - onehot)
+
+    The z-loss (PaLM, arXiv 2204.02311, section 5) keeps log Z near 0; the loss that is reported is without it. With a
+    soft cap all of this is of the capped logits, and what comes in are those of the head (`soft_capped`).
 
     Args:
         labels_BS: targets *already shifted* (labels[t] is the token after t), int64; `IGNORE_INDEX` has no loss.
         token_weights_BS: optional weight of each token in the sum; not differentiated.
         accuracy: also report whether the label is the most likely token (one more pass over the logits).
+        z_loss: coefficient of the z-loss; where it is not 0, what that adds to the objective is reported as `z_loss`.
+        softcap: the model's `final_logit_softcapping`.
     """
 
     labels_BS: Tensor
     token_weights_BS: Tensor | None = None
     accuracy: bool = False
+    z_loss: float = 0.0
+    softcap: float | None = None
 
     @property
     def reports(self) -> tuple[str, ...]:
-        return ("loss", "correct") if self.accuracy else ("loss",)
+        return ("loss", *["correct"] * self.accuracy, *["z_loss"] * bool(self.z_loss))
 
     def valid(self, chunk: slice) -> Tensor:
         """Which tokens of the chunk have a label, bool [C]."""
@@ -90,16 +100,31 @@ class CrossEntropy:
         """The chunk's token weights, [C]."""
         return None if self.token_weights_BS is None else self.token_weights_BS.reshape(-1)[chunk]
 
+    def reported(self, rows_RC: Tensor) -> Tensor:
+        """Its `reports` among the rows of `token_losses`."""
+        number = len(self.reports) - bool(self.z_loss)
+        return torch.cat([rows_RC[:number], rows_RC[-1:]]) if self.z_loss else rows_RC[:number]
+
     def __call__(self, logits_CV: Tensor, chunk: slice, with_gradient: bool, layout: LossLayout) -> ChunkLoss:
         if layout.fused:
             labels_C, weights_C = self.labels(chunk), self.weights(chunk)
-            reports_RC = token_losses(logits_CV, None, labels_C, weights_C, 1.0, 0.0, 1.0, False, with_gradient)
-            objective_C = reports_RC[0] if weights_C is None else reports_RC[0] * weights_C
-            return ChunkLoss(objective_C, reports_RC[: len(self.reports)], logits_CV if with_gradient else None)
+            settings = 1.0, 0.0, 1.0, False, self.z_loss, self.softcap or 0.0, 0.0  # no teacher
+            rows_RC = token_losses(logits_CV, None, labels_C, weights_C, *settings, with_gradient)
+            objective_C = rows_RC[0] if weights_C is None else rows_RC[0] * weights_C
+            if self.z_loss:
+                objective_C = objective_C + rows_RC[-1]
+            return ChunkLoss(objective_C, self.reported(rows_RC), logits_CV if with_gradient else None)
+        capped_CV = soft_capped(logits_CV, self.softcap)
+        loss = self.of_capped(capped_CV, chunk, with_gradient)
+        return loss._replace(gradient_CV=through_soft_cap(loss.gradient_CV, capped_CV, self.softcap))
+
+    def of_capped(self, logits_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
+        """The eager form, of logits that are capped already; the gradient is that of these."""
         labels_C, valid_C = self.labels(chunk), self.valid(chunk)
         targets_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
         log_probabilities_CV = F.log_softmax(logits_CV, dim=-1, dtype=accumulation_dtype(logits_CV))
-        losses_C = -log_probabilities_CV.gather(1, targets_C1).squeeze(1) * valid_C
+        at_label_C = log_probabilities_CV.gather(1, targets_C1).squeeze(1)
+        losses_C = -at_label_C * valid_C
         reports = [losses_C]
         if self.accuracy:
             reports.append((log_probabilities_CV.argmax(dim=1) == labels_C).to(losses_C.dtype))
@@ -107,10 +132,18 @@ class CrossEntropy:
         objective_C = losses_C
         if (weights_C := self.weights(chunk)) is not None:
             scale_C, objective_C = scale_C * weights_C, losses_C * weights_C
+        if self.z_loss:
+            lse_C = logits_CV.gather(1, targets_C1).squeeze(1) - at_label_C
+            reports.append(self.z_loss * lse_C.square() * scale_C)
+            objective_C = objective_C + reports[-1]
         if not with_gradient:
             return ChunkLoss(objective_C, torch.stack(reports), None)
         # d CE / d logits = softmax - onehot, written over the log-probabilities.
         grad_CV = log_probabilities_CV.exp_()
+        if self.z_loss:
+            grad_CV.mul_((scale_C * (1 + 2 * self.z_loss * lse_C)).unsqueeze(1))
+            grad_CV.scatter_add_(1, targets_C1, -scale_C.unsqueeze(1))
+            return ChunkLoss(objective_C, torch.stack(reports), grad_CV)
         grad_CV.scatter_add_(1, targets_C1, torch.full_like(losses_C, -1.0).unsqueeze(1))
         return ChunkLoss(objective_C, torch.stack(reports), grad_CV.mul_(scale_C.unsqueeze(1)))
 
@@ -159,6 +192,21 @@ class _ChunkedHead(torch.autograd.Function):
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.mul_(grad_total).to(ctx.weight_dtype)
         return grad_hidden_ND, grad_weight_VD, None, None
+
+
+def soft_capped(logits_CV: Tensor, cap: float | None) -> Tensor:
+    """c tanh(logits / c) in at least float32, perhaps written over them; without a cap they themselves.
+
+    Source: Gemma 2, arXiv 2408.00118, section 2.
+    """
+    return logits_CV if cap is None else logits_CV.to(accumulation_dtype(logits_CV)).div_(cap).tanh_().mul_(cap)
+
+
+def through_soft_cap(gradient_CV: Tensor | None, capped_CV: Tensor, cap: float | None) -> Tensor | None:
+    """d logits from d capped logits, times 1 - tanh^2, in place; the capped logits are used up."""
+    if gradient_CV is None or cap is None:
+        return gradient_CV
+    return gradient_CV.mul_(capped_CV.div_(cap).square_().neg_().add_(1))
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:

@@ -62,7 +62,8 @@ def position_losses(model: nn.Module, batch: Batch, chunk_elements: int | None =
     states_BTD = model.model(  # type: ignore[operator]
         input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
     ).last_hidden_state
-    criterion = CrossEntropy(batch["labels"], accuracy=True)
+    softcap = model.config.final_logit_softcapping  # type: ignore[union-attr]
+    criterion = CrossEntropy(batch["labels"], accuracy=True, softcap=softcap)  # type: ignore[arg-type]
     _, tokens = linear_loss(states_BTD, model.lm_head.weight, criterion, chunk_elements)  # type: ignore[union-attr]
     return tokens
 

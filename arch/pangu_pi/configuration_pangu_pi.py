@@ -5,6 +5,7 @@ Source: "PanGu-pi: Enhancing Language Model Architectures via Nonlinearity Compe
 """
 
 import difflib
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -49,7 +50,14 @@ class PanguPiConfig(LlamaConfig):
         shortcut_activation: the nonlinearity inside the bottleneck (a name of transformers' `ACT2FN`).
         init_scheme: `"constant"` draws every matrix with `initializer_range`; `"residual_scaled"` divides that by
             sqrt(2L) for the two matrices of every layer that write to the residual stream, `"layer_scaled"` by
-            sqrt(2(l+1)) in layer l = 0..L-1.
+            sqrt(2(l+1)) in layer l = 0..L-1, and `"zero_output"` starts those two at zero, so that at step 0 a block
+            passes the residual stream on unchanged (Fixup, arXiv 1901.09321, for the last matrix of a branch). It is a
+            start and no shape: any export holds it.
+        final_logit_softcapping: c; logits become c tanh(logits / c) (Gemma 2, arXiv 2408.00118, section 2; its name in
+            transformers). None leaves them. With it the shape is no LLaMA.
+        qk_norm: whether queries and keys pass an RMSNorm with one learned weight per channel of a head before their
+            rotary embedding (Henry et al., arXiv 2010.04245; in this form and under these parameter names Qwen3, arXiv
+            2505.09388). With it the shape is no LLaMA.
 
     Raises:
         StrictDataclassError: a field has the wrong type or value, or fields contradict each other.
@@ -69,6 +77,8 @@ class PanguPiConfig(LlamaConfig):
     shortcut_input: str = "normed"
     shortcut_activation: str = "gelu"
     init_scheme: str = "constant"
+    final_logit_softcapping: float | int | None = None
+    qk_norm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Before LLaMA's own, which divides by some of them.
@@ -81,8 +91,9 @@ class PanguPiConfig(LlamaConfig):
 
     @property
     def is_llama(self) -> bool:
-        """Whether this model is a plain LLaMA: no series, no shortcut, the same parameter names."""
-        return self.series_terms == 1 and self.shortcut_count == 0
+        """Whether this model is a plain LLaMA: the same parameter names, and the same function of them."""
+        plain_blocks = self.series_terms == 1 and self.shortcut_count == 0 and not self.qk_norm
+        return plain_blocks and self.final_logit_softcapping is None
 
     @property
     def series_activation_names(self) -> list[str]:
@@ -96,7 +107,7 @@ class PanguPiConfig(LlamaConfig):
             "series_init": ("identity", "trunc_normal"),
             "shortcut_init": ("zero", "trunc_normal"),
             "shortcut_input": ("normed", "raw"),
-            "init_scheme": ("constant", "residual_scaled", "layer_scaled"),
+            "init_scheme": ("constant", "residual_scaled", "layer_scaled", "zero_output"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -105,6 +116,10 @@ class PanguPiConfig(LlamaConfig):
             if (name := getattr(self, field)) not in ACT2FN:
                 nearest = difflib.get_close_matches(name, ACT2FN, n=1, cutoff=0.0)[0]
                 raise ValueError(f"{field} is {name!r}, which transformers does not know; did you mean {nearest!r}?")
+        if self.final_logit_softcapping is not None and not 0 < self.final_logit_softcapping < math.inf:
+            raise ValueError(
+                f"final_logit_softcapping is {self.final_logit_softcapping}; it must be above 0 (such as 30), or null"
+            )
         if self.shortcut_count < 0:
             raise ValueError(f"shortcut_count is {self.shortcut_count}; it must not be negative")
         if self.shortcut_count and self.hidden_size % self.shortcut_reduction:

@@ -15,6 +15,7 @@ Self-contained (torch, transformers and the files beside it): an exported model 
 Source: arXiv 2312.17276. Shape suffixes: B batch, S sequence, D hidden width.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from .augmented_shortcut import AugmentedShortcut
 from .configuration_pangu_pi import PanguPiConfig
@@ -59,12 +61,29 @@ class PanguPiMLP(LlamaMLP):
         return self.down_proj(self.act_fn(self.gate_proj(g_BSD), self.up_proj(g_BSD)))
 
 
+class HeadRMSNorm(LlamaRMSNorm):
+    """The norm of queries or keys, over the channels of a head; a class of its own, since no cut touches those."""
+
+
+class NormedAttention(LlamaAttention):
+    """LLaMA's attention with queries and keys normalised before their rotary embedding, as Qwen3 has it."""
+
+    sliding_window = None  # which Qwen3's forward pass hands on
+
+    def __init__(self, config: PanguPiConfig, layer_idx: int) -> None:
+        super().__init__(config=config, layer_idx=layer_idx)
+        self.q_norm = HeadRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.k_norm = HeadRMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    forward = Qwen3Attention.forward
+
+
 class PanguPiDecoderLayer(GradientCheckpointingLayer):
     """One block: attention with augmented shortcuts, then the series-activated FFN, both pre-normalised."""
 
     def __init__(self, config: PanguPiConfig, layer_idx: int, init_seed: int = 0) -> None:
         super().__init__()
-        self.self_attn = LlamaAttention(config=config, layer_idx=layer_idx)
+        self.self_attn = (NormedAttention if config.qk_norm else LlamaAttention)(config=config, layer_idx=layer_idx)
         self.mlp = PanguPiMLP(config, init_seed)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -79,11 +98,12 @@ class PanguPiDecoderLayer(GradientCheckpointingLayer):
                 init_seed=init_seed + 1,
             )
         self.shortcut_input = config.shortcut_input
-        # The two matrices that write to the residual stream may start smaller; see `init_scheme`.
+        # The two matrices that write to the residual stream may start smaller, or at zero; see `init_scheme`.
         divisor = {
             "constant": 1.0,
             "residual_scaled": (2 * config.num_hidden_layers) ** 0.5,
             "layer_scaled": (2 * (layer_idx + 1)) ** 0.5,
+            "zero_output": math.inf,
         }[config.init_scheme]
         self.self_attn.o_proj.init_divisor = divisor
         self.mlp.down_proj.init_divisor = divisor
@@ -149,7 +169,10 @@ class PanguPiPreTrainedModel(LlamaPreTrainedModel):
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-            if isinstance(module, nn.Linear) and (divisor := getattr(module, "init_divisor", 1.0)) != 1.0:
+            divisor = getattr(module, "init_divisor", 1.0)
+            if divisor == math.inf:  # drawn nevertheless, so that the seed gives every other weight as ever
+                init.zeros_(module.weight)
+            elif divisor != 1.0:
                 init.copy_(module.weight, module.weight / divisor)
 
     def no_weight_decay(self) -> set[str]:
@@ -201,6 +224,17 @@ class PanguPiModel(PanguPiPreTrainedModel):
     forward = LlamaModel.forward
 
 
+class SoftCappedHead(nn.Linear):
+    """A language-model head whose logits stay within (-c, c): c tanh(logits / c), see `final_logit_softcapping`."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, cap: float) -> None:
+        super().__init__(hidden_size, vocab_size, bias=False)
+        self.cap = cap
+
+    def forward(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        return self.cap * torch.tanh(super().forward(hidden_BSD) / self.cap)
+
+
 class PanguPiForCausalLM(PanguPiPreTrainedModel, GenerationMixin):
     """The decoder stack and a language-model head; takes and returns what `LlamaForCausalLM` does."""
 
@@ -210,7 +244,8 @@ class PanguPiForCausalLM(PanguPiPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PanguPiModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        cap, shape = config.final_logit_softcapping, (config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(*shape, bias=False) if cap is None else SoftCappedHead(*shape, cap)
         self.post_init()
 
     forward = LlamaForCausalLM.forward

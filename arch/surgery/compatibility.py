@@ -11,7 +11,7 @@ from .groups import Kind
 from .vocabulary import VocabularyMap
 
 # What defines the function that the donor's weights were trained for.
-SAME = ("head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias")
+SAME = ("head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias", "qk_norm", "final_logit_softcapping")
 SERIES = ("series_terms", "series_scope", "series_learn_first", "series_activation_names")
 SHORTCUT = ("shortcut_input", "shortcut_activation")
 SMALLER = ("num_hidden_layers", "hidden_size", "intermediate_size")

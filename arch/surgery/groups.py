@@ -11,7 +11,7 @@ slicing read the same table (tiny_lm, section 7.2).
     hidden     one for the network     a residual channel: of the embedding, the head, every norm, and every matrix
                                        that reads or writes the residual stream
 
-Head size and rotary frequencies are never cut.
+Head size and rotary frequencies are never cut, nor norms of queries and keys, which all heads of a layer share.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from ..pangu_pi import PanguPiForCausalLM
 
 Kind = Literal["heads", "ffn", "shortcut", "hidden"]
+HEAD_NORMS = ("q_norm", "k_norm")  # shared by all heads, over the channels of one
 KINDS: tuple[Kind, ...] = ("heads", "ffn", "shortcut", "hidden")  # the order in which they are cut
 # Which units were chosen: by kind, ascending indices of every set, in the order of the layers (one set for `hidden`).
 Selection = Mapping[Kind, list[torch.Tensor]]
@@ -123,7 +124,7 @@ def _residual(names: Iterable[str]) -> Iterator[Member]:
     readers = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     for name in names:
         module, leaf = name.split(".")[-2:]
-        if "norm" in module or module in ("o_proj", "down_proj"):
+        if ("norm" in module and module not in HEAD_NORMS) or module in ("o_proj", "down_proj"):
             yield Member(name, 0)
         elif (module in readers and leaf == "weight") or module in ("embed_tokens", "lm_head", "shortcut"):
             yield Member(name, 1)

@@ -47,7 +47,7 @@ def norm_ratios(
     hooks = [
         module.register_forward_pre_hook(record(f"{name}.weight"))
         for name, module in model.named_modules()
-        if isinstance(module, kind)
+        if type(module) is kind  # not those of queries and keys, which see no residual channel
     ]
     try:
         for ids_BS in batches(rows_NS, batch, model):

@@ -10,6 +10,7 @@ Shapes: B batch, S sequence, D width, E width of the teacher, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -37,6 +38,7 @@ from pretrain.tasks.base import LossOutput, Task, seeded_build
 from pretrain.teacher import Teacher
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+SIZES_OF_SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count")
 MASKLESS = "sdpa_without_mask"
 
 
@@ -58,6 +60,8 @@ class DecoderTask(Task):
         teacher: a run, checkpoint or transformers directory whose predictions are learned besides the data's (see
             pretrain/teacher.py).
         distillation: how teacher and data are weighed; by default both with weight 1, at temperature 1.
+        z_loss: coefficient of the squared log of the softmax's denominator in training (PaLM, arXiv 2204.02311, section
+            5, has 1e-4); every loss that is reported is without it.
     """
 
     accuracy = False
@@ -81,6 +85,7 @@ class DecoderTask(Task):
         loss_chunk_elements: int | None = None,
         teacher: str | None = None,
         distillation: DistillationConfig | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         if not train:
             raise ConfigurationError("task.train is empty: name at least one directory of token shards")
@@ -94,6 +99,9 @@ class DecoderTask(Task):
         self.attention, self.initial_weights = attention, initial_weights
         self.loss_chunk_elements: int | LossLayout | None = loss_chunk_elements
         """What `linear_loss` takes; a plan sets the layout of the device that it is for."""
+        if not 0 <= z_loss < math.inf:
+            raise ConfigurationError(f"task.z_loss is {z_loss}; it must be at least 0, such as 1e-4")
+        self.z_loss = z_loss
         self.teacher = None if teacher is None else Teacher(teacher, attention)
         self.distillation = distillation or DistillationConfig()
         try:
@@ -220,7 +228,7 @@ class DecoderTask(Task):
         return model
 
     def _check_shape(self, directory: str, found: Any) -> None:
-        for field in ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count"):
+        for field in (*SIZES_OF_SHAPE, "final_logit_softcapping", "qk_norm"):
             have, want = getattr(found, field), getattr(self.model_config, field)
             if have != want:
                 raise ConfigurationError(f"{directory}: {field} is {have}, the run's model has {want}")
@@ -240,16 +248,24 @@ class DecoderTask(Task):
         return float((batch["labels"] != IGNORE_INDEX).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> LossOutput:
-        """Cross-entropy against the data; in training, with a teacher, the weighted sum of both losses."""
+        """Cross-entropy against the data; in training, with a teacher, the weighted sum of both losses.
+
+        The z-loss is in the gradient alone: not in the value of the total, not in the losses of samples.
+        """
         self.decide_attention(model, batch)
         hidden_BSD = last_hidden(model, batch)
-        truth = CrossEntropy(batch["labels"], accuracy=self.accuracy)
+        z_loss = self.z_loss if model.training else 0.0
+        softcap = self.model_config.final_logit_softcapping
+        truth = CrossEntropy(batch["labels"], accuracy=self.accuracy, z_loss=z_loss, softcap=softcap)
         criterion: Criterion = truth
         if self.teacher is not None and model.training:
             teacher_hidden_BSE, teacher_weight_VE = self.teacher.hidden(batch, hidden_BSD, self.document_mask)
-            criterion = Distillation(truth, teacher_hidden_BSE, teacher_weight_VE, self.distillation)
+            taught = self.teacher.config.final_logit_softcapping
+            criterion = Distillation(truth, teacher_hidden_BSE, teacher_weight_VE, self.distillation, taught)
         total, tokens = linear_loss(hidden_BSD, model.lm_head.weight, criterion, self.loss_chunk_elements)
         counts_B, objective_BS = (batch["labels"] != IGNORE_INDEX).sum(dim=1), tokens["objective"]
+        if z_loss:
+            objective_BS, total = objective_BS - tokens["z_loss"], total - tokens["z_loss"].sum()
         return LossOutput(
             total, objective_BS.sum(dim=1), counts_B.to(objective_BS.dtype), self.metrics(tokens, counts_B.sum())
         )
@@ -258,10 +274,11 @@ class DecoderTask(Task):
         """What to log of a micro-batch, as means over its `count` labels.
 
         Args:
-            tokens: [B, S] each: `objective`, `loss` against the data, perhaps `correct`; with a teacher `divergence`.
+            tokens: [B, S] each: `objective`, `loss` against the data, perhaps `correct` and `z_loss`; with a teacher
+                `divergence`.
             count: number of labels.
         """
-        names = {"correct": "accuracy"}
+        names = {"correct": "accuracy", "z_loss": "z_loss"}
         if "divergence" in tokens:
             names |= {"loss": "loss_gt", "divergence": "loss_kd"}
         return {names[name]: values_BS.sum() / count for name, values_BS in tokens.items() if name in names}
@@ -316,7 +333,8 @@ class DecoderTask(Task):
         """Reads the teacher's weights, which may fail, and says what it knows of a real batch."""
         assert self.teacher is not None
         hidden_BSE, weight_VE = self.teacher.hidden(batch, like, self.document_mask)
-        total, _ = linear_loss(hidden_BSE, weight_VE, CrossEntropy(batch["labels"]), self.loss_chunk_elements)
+        criterion = CrossEntropy(batch["labels"], softcap=self.teacher.config.final_logit_softcapping)
+        total, _ = linear_loss(hidden_BSE, weight_VE, criterion, self.loss_chunk_elements)
         mean = float(total) / max(self.weight(batch), 1.0)
         kl = "KL(student || teacher)" if self.distillation.reverse else "KL(teacher || student)"
         return (

@@ -63,6 +63,11 @@ class VisualSentenceTask(DecoderTask):
         super().__init__(*shared, **decoder)
         self.images_per_sentence, self.passes, self.sentence_seed = images_per_sentence, passes, sentence_seed
         self.factorised, self.initialisation = factorised, initialisation
+        if initialisation != "model" and self.model_config.init_scheme != "constant":
+            raise ConfigurationError(
+                f"task.initialisation {initialisation} draws every matrix its own way, the model's init_scheme "
+                f"{self.model_config.init_scheme!r} would be lost; set task.initialisation model, or that to constant"
+            )
         if factorised and self.model_config.tie_word_embeddings:
             raise ConfigurationError(
                 "task.model ties its head to the embedding, which is factorised and has no table to share; set "

@@ -14,11 +14,12 @@ from arch.surgery.groups import Kind, Selection, unit_sets
 
 from .conftest import PLAIN, SHAPE
 
+UNLIKE_LLAMA: dict[str, Any] = {"final_logit_softcapping": 4.0, "qk_norm": True}
 # Donors that differ in what is coupled to what.
 DONORS: dict[str, dict[str, Any]] = {
     "pangu": {},
     "pangu-tied": {"tie_word_embeddings": True, "shortcut_count": 2, "series_learn_first": False},
-    "scalar-series": {"series_scope": "scalar", "series_terms": 3, "shortcut_input": "raw"},
+    "scalar-series": {"series_scope": "scalar", "series_terms": 3, "shortcut_input": "raw", **UNLIKE_LLAMA},
     "llama": PLAIN,
     "llama-biases": {**PLAIN, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
 }

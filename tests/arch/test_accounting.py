@@ -22,7 +22,7 @@ VARIANTS = [
     PLAIN,
     {"tie_word_embeddings": True, "num_key_value_heads": 4},
     {"series_terms": 4, "series_learn_first": False, "shortcut_count": 3},
-    {"series_scope": "scalar", "attention_bias": True, "mlp_bias": True, "head_dim": 24},
+    {"series_scope": "scalar", "attention_bias": True, "mlp_bias": True, "head_dim": 24, "qk_norm": True},
 ]
 
 # Spec: pangu_pi.md section 7, tiny_lm.md section 2.
@@ -92,7 +92,7 @@ def test_parts_match_the_model(fields):
         return sum(p.numel() for name, p in model.named_parameters() if re.search(pattern, name))
 
     assert parameters.total == sum(p.numel() for p in model.parameters())
-    assert parameters.attention == size("self_attn")
+    assert parameters.attention == size(r"self_attn\.\w_proj")
     assert parameters.feed_forward == size(r"mlp\.\w+_proj")
     assert parameters.norms == size("norm")
     assert parameters.series == size("act_fn")

@@ -4,7 +4,11 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-VARIANTS = [{}, {"shortcut_input": "raw", "series_terms": 3}, {"num_key_value_heads": 4, "tie_word_embeddings": True}]
+VARIANTS = [
+    {},
+    {"shortcut_input": "raw", "series_terms": 3, "qk_norm": True, "final_logit_softcapping": 5.0},
+    {"num_key_value_heads": 4, "tie_word_embeddings": True},
+]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -74,8 +78,9 @@ def test_documents_of_a_packed_row_do_not_see_each_other(build, ids_BS, attentio
     torch.testing.assert_close(before, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_hidden_states_and_attentions_are_recorded(build, ids_BS):
-    model = build().eval()
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_hidden_states_and_attentions_are_recorded(build, ids_BS, qk_norm):
+    model = build(qk_norm=qk_norm).eval()
     model.set_attn_implementation("eager")
     output = model(ids_BS, output_hidden_states=True, output_attentions=True)
     assert [h.shape for h in output.hidden_states] == [(2, 20, 64)] * 4

@@ -25,7 +25,8 @@ def tokenizer_directory(path: Path) -> Path:
 
 
 def test_round_trip_through_a_process_without_this_package(build, ids_BS, tmp_path):
-    model = build(shake=True, series_terms=3, shortcut_count=2, tie_word_embeddings=True)
+    unlike_llama = {"series_terms": 3, "shortcut_count": 2, "final_logit_softcapping": 3.0, "qk_norm": True}
+    model = build(shake=True, tie_word_embeddings=True, **unlike_llama)
     tokenizer = tokenizer_directory(tmp_path / "tokenizer")
     out = export_model(model, tmp_path / "deep" / "export", tokenizer, tolerance=0)
     assert model.training and out == tmp_path / "deep" / "export"

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from arch import PanguPiConfig, PanguPiForCausalLM
 
@@ -34,6 +34,34 @@ def test_plain_model_is_bit_equal_to_llama(build, ids_BS, fields, attention):
     assert gradients.keys() == dict(ours.named_parameters()).keys()
     for name, parameter in ours.named_parameters():
         assert torch.equal(parameter.grad, gradients[name]), name
+
+
+def test_soft_capped_logits_are_those_of_the_plain_model_through_tanh(build, ids_BS):
+    plain, capped = build(**PLAIN), build(**PLAIN, final_logit_softcapping=0.3)
+    assert capped.state_dict().keys() == plain.state_dict().keys()
+    output = capped(ids_BS, labels=ids_BS)
+    torch.testing.assert_close(output.logits, 0.3 * torch.tanh(plain(ids_BS).logits / 0.3))
+    loss = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten())
+    torch.testing.assert_close(output.loss, loss)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_normed_queries_and_keys_are_bit_equal_to_qwen3(build, ids_BS, attention):
+    ours = build(**PLAIN, qk_norm=True, shake=True)
+    theirs = Qwen3ForCausalLM(Qwen3Config(**LLAMA_SHAPE, head_dim=16, use_sliding_window=False))
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    outputs = []
+    for model in (theirs, ours):
+        model.set_attn_implementation(attention)
+        outputs.append(model(input_ids=ids_BS, labels=ids_BS))
+        outputs[-1].loss.backward()
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    for name, parameter in theirs.named_parameters():
+        assert torch.equal(parameter.grad, ours.get_parameter(name).grad), name
+    fresh = build(**PLAIN, qk_norm=True).state_dict()
+    for name, weight in build(**PLAIN).state_dict().items():
+        assert torch.equal(weight, fresh.pop(name)), f"{name} depends on the norms"
+    assert len(fresh) == 2 * SHAPE["num_hidden_layers"] and all((weight == 1).all() for weight in fresh.values())
 
 
 def test_state_dicts_load_both_ways(build):
@@ -83,14 +111,15 @@ def test_relu_terms_start_alive(build):
     assert (scale[0] == 1).all() and 0.01 < scale[1].std() < 0.03
 
 
-@pytest.mark.parametrize("scheme", ["residual_scaled", "layer_scaled"])
+@pytest.mark.parametrize("scheme", ["residual_scaled", "layer_scaled", "zero_output"])
 def test_init_schemes_scale_the_matrices_that_write_to_the_residual_stream(build, scheme):
     constant, scaled = build().state_dict(), build(init_scheme=scheme).state_dict()
     for name, weight in constant.items():
         layer = int(name.split(".")[2]) if "layers" in name else 0
         depth = SHAPE["num_hidden_layers"] if scheme == "residual_scaled" else layer + 1
         writes = name.endswith(("o_proj.weight", "mlp.down_proj.weight"))
-        torch.testing.assert_close(scaled[name], weight / (2 * depth) ** 0.5 if writes else weight)
+        expected = torch.zeros_like(weight) if scheme == "zero_output" else weight / (2 * depth) ** 0.5
+        torch.testing.assert_close(scaled[name], expected if writes else weight)
 
 
 def test_loading_llama_weights_leaves_the_additions_at_identity(build, ids_BS, tmp_path):

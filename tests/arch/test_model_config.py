@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from arch import ModelConfigError, PanguPiConfig, PanguPiForCausalLM, load_model_config
 
-from .conftest import SHAPE
+from .conftest import PLAIN, SHAPE
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ from .conftest import SHAPE
         ({"shortcut_count": -1}, "shortcut_count is -1"),
         ({"series_scope": "token"}, "series_scope is 'token'; it must be one of channel, scalar"),
         ({"init_scheme": "xavier"}, "init_scheme is 'xavier'"),
+        ({"final_logit_softcapping": 0}, "final_logit_softcapping is 0; it must be above 0 (such as 30), or null"),
         ({"series_activations": ["silu"]}, "series_activations names 1 functions for series_terms 2"),
         ({"series_activations": ["silu", "sigmoid"]}, "series activation 'sigmoid' is not one of silu"),
         ({"series_terms": 1, "series_activations": ["tanh"]}, "with series_terms 1 the activation is hidden_act"),
@@ -58,7 +59,8 @@ def test_transformers_directories_load(tmp_path):
     ours.save_pretrained(tmp_path / "ours")
     assert load_model_config(tmp_path / "ours").to_diff_dict() == ours.to_diff_dict()
 
-    LlamaConfig(hidden_size=64, num_attention_heads=4, rope_theta=5e5).save_pretrained(tmp_path / "llama")
+    foreign = {"final_logit_softcapping": 30.0, "qk_norm": True}  # which LLaMA does not know, so they mean nothing
+    LlamaConfig(hidden_size=64, num_attention_heads=4, rope_theta=5e5, **foreign).save_pretrained(tmp_path / "llama")
     llama = load_model_config(tmp_path / "llama" / "config.json")
     assert llama.is_llama and llama.hidden_size == 64 and llama.rope_parameters["rope_theta"] == 5e5
     assert load_model_config(tmp_path / "llama", {"series_terms": 2}).series_terms == 2
@@ -71,6 +73,15 @@ def test_transformers_directories_load(tmp_path):
         load_model_config(tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="nothing"):
         load_model_config(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("field", [{"final_logit_softcapping": 30}, {"qk_norm": True}])
+def test_what_no_llama_holds_makes_the_shape_another_and_survives_a_round_trip(field, tmp_path):
+    config = load_model_config({**SHAPE, **PLAIN, **field})
+    assert load_model_config({**SHAPE, **PLAIN}).is_llama and not config.is_llama
+    config.save_pretrained(tmp_path)
+    ((name, value),) = field.items()
+    assert getattr(load_model_config(tmp_path), name) == value
 
 
 def test_auto_classes_know_the_model(build, tmp_path):

@@ -158,6 +158,8 @@ def test_tied_and_untied_embeddings_say_what_happened(workplace, capsys):
         ({"head_dim": 8}, "write head_dim: 16 (found 8)"),
         ({"rope_theta": 5e5}, "write rope_theta: 10000.0 (found 500000.0)"),
         ({"rms_norm_eps": 1e-4}, "write rms_norm_eps: 1e-06 (found 0.0001)"),
+        ({"qk_norm": True}, "write qk_norm: False (found True)"),
+        ({"final_logit_softcapping": 9.0}, "write final_logit_softcapping: None (found 9.0)"),
         ({"hidden_act": "gelu"}, "write hidden_act: 'silu' (found 'gelu')"),
         ({"series_terms": 1}, "write series_terms: 2 (found 1)"),
         ({"shortcut_count": 0}, "the shortcuts have 0 bottleneck units, the donor's 8"),

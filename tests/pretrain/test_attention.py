@@ -80,10 +80,11 @@ def test_every_attention_computes_what_sdpa_computes_with_a_dense_mask(name, tmp
         assert len(calls) == TINY["num_hidden_layers"]
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("name", ["sdpa", *FLASH, PACKED_FLEX])
-def test_the_audit_isolates_documents_in_all_rows(name, tmp_path, monkeypatch):
+def test_the_audit_isolates_documents_in_all_rows(name, qk_norm, tmp_path, monkeypatch):
     exact_flash(monkeypatch)
-    task = make(tmp_path, "auto")
+    task = make(tmp_path, "auto", model_overrides={"qk_norm": qk_norm})
     model, batch = build(task, monkeypatch, name), batch_of(task)
     with torch.compiler.set_stance("force_eager"):
         assert (
@@ -92,16 +93,24 @@ def test_the_audit_isolates_documents_in_all_rows(name, tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("scheme", ["constant", "zero_output"])
 @pytest.mark.parametrize("bounds", [[0, 128], [0, 32, 64, 96, 128], [0, 5, 14, 16, 32, 64, 65, 66, 95, 113, 128]])
-def test_the_audit_notices_wrong_bounds_in_any_row(bounds, tmp_path, monkeypatch):
-    """All rows one document; every row one; and only the last row's first document joined to the row before."""
+def test_the_audit_notices_wrong_bounds_in_any_row(bounds, scheme, tmp_path, monkeypatch):
+    """All rows one document; every row one; and only the last row's first document joined to the row before.
+
+    Also where attention has no effect yet, whose weights and outputs the check leaves as they were.
+    """
     exact_flash(monkeypatch)
-    task = make(tmp_path, "flash_attention_2")
+    task = make(tmp_path, "flash_attention_2", model_overrides={"init_scheme": scheme})
     model, batch = build(task, monkeypatch, "flash_attention_2"), batch_of(task)
+    sentence, silent = check_document_isolation(model, batch), "2 output projections are zero and were stood in for"
+    assert "isolates 11 documents" in sentence and (silent in sentence) == (scheme == "zero_output")
     batch["cu_seq_lens"] = torch.tensor(bounds, dtype=torch.int32)
     batch["longest_document"] = torch.zeros(128)
     with pytest.raises(RuntimeError, match="the document mask leaks"):
         check_document_isolation(model, batch)
+    if scheme == "zero_output":
+        assert torch.equal(last_hidden(model, batch), model.model.norm(model.model.embed_tokens(batch["input_ids"])))
 
 
 def test_flash_attention_that_is_not_told_where_documents_begin_is_caught(tmp_path, monkeypatch):

@@ -97,6 +97,24 @@ def test_chunks_give_the_loss_of_whole_logits_at_the_labelled_positions(config, 
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_z_loss_and_soft_caps_of_both_models_have_the_gradient_of_autograd(config):
+    data = batch()
+    labels, valid = data["labels"].clamp_min(0), data["labels"] != IGNORE_INDEX
+    logits, teacher = data["hidden"] @ data["weight"].T, data["teacher_hidden"] @ data["teacher_weight"].T
+    logits, teacher = 4 * torch.tanh(logits / 4), 7 * torch.tanh(teacher / 7)
+    truth = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none") * valid
+    added = config.weight_gt * 0.05 * logits.logsumexp(-1).square() * valid
+    wanted = config.weight_gt * truth + added + config.weight_kd * plain(logits, teacher, config) * valid
+    criterion = CrossEntropy(data["labels"], z_loss=0.05, softcap=4.0)
+    criterion = Distillation(criterion, data["teacher_hidden"], data["teacher_weight"], config, 7.0)
+    total, tokens = linear_loss(data["hidden"], data["weight"], criterion, V * 7)
+    for name, value in {"loss": truth, "z_loss": added, "objective": wanted}.items():
+        torch.testing.assert_close(tokens[name], value.detach(), rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(value, (data["hidden"], data["weight"])) for value in (total, wanted.sum()))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 def test_unit_weights_train_like_twice_the_cross_entropy_against_the_mean_of_both_targets():
     data = batch()
     logits = (data["hidden"] @ data["weight"].T).detach().requires_grad_()
@@ -126,7 +144,7 @@ def test_settings_without_meaning_are_refused(fields, message):
 @pytest.fixture(scope="module")
 def shape(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("shape") / "tiny.yaml"
-    path.write_text(json.dumps(TINY))
+    path.write_text(json.dumps(TINY | {"final_logit_softcapping": 0.5}))  # of the student, and of every teacher
     return str(path)
 
 

@@ -20,7 +20,7 @@ from pretrain.errors import ConfigurationError
 from pretrain.hooks import EvaluationHook
 from pretrain.tasks.language_model import LanguageModelTask, check_document_isolation
 from pretrain.trainer import Trainer, train
-from tests.pretrain.conftest import free_port, launch, rows
+from tests.pretrain.conftest import TINY, free_port, launch, rows
 from tests.processor import NEEDS_BF16
 
 
@@ -39,8 +39,6 @@ class CountParameters(EvaluationHook):
 @pytest.fixture(scope="module")
 def finished(corpus, tmp_path_factory):
     """A finished run of a tiny model and its directory."""
-    from tests.pretrain.conftest import TINY
-
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(json.dumps(TINY))
     arguments = [
@@ -163,6 +161,29 @@ def test_torchrun_trains_on_the_same_samples_to_the_same_loss_as_this_process(tm
     expected = [row["loss"] for row in rows(one, "train")]
     assert [row["loss"] for row in rows(two, "train")] == pytest.approx(expected, rel=1e-4)
     assert rows(two, "valid")[-1]["loss"] == pytest.approx(rows(one, "valid")[-1]["loss"], rel=1e-4)
+
+
+def test_the_z_loss_is_learned_and_not_reported(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(json.dumps(TINY | {"final_logit_softcapping": 0.2}))
+    outputs, gradients = [], []
+    for z_loss in (0.0, 0.1):
+        task = LanguageModelTask(str(tmp_path / "tiny.yaml"), ["nowhere"], sequence_length=32, z_loss=z_loss)
+        torch.manual_seed(0)
+        model, batch = task.new_model().train(), task.example_batch(2)
+        outputs.append(task.loss(model, batch))
+        outputs[-1].total.backward()
+        gradients.append(model.lm_head.weight.grad)
+        assert "z_loss" not in task.loss(model.eval(), batch).metrics
+        capped_BSV = model(batch["input_ids"]).logits
+        losses = torch.nn.functional.cross_entropy(capped_BSV.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+        torch.testing.assert_close(outputs[-1].total, losses)
+    plain, output = outputs
+    torch.testing.assert_close(output.total, plain.total)
+    torch.testing.assert_close(output.per_sample, plain.per_sample)
+    assert output.metrics["z_loss"] == pytest.approx(0.1 * math.log(384) ** 2, rel=0.1) and not plain.metrics
+    assert (gradients[1] - gradients[0]).norm() > 0.03 * gradients[0].norm()
+    with pytest.raises(ConfigurationError, match=r"task\.z_loss is -1"):
+        LanguageModelTask(str(tmp_path / "tiny.yaml"), ["nowhere"], z_loss=-1)
 
 
 def test_muon_trains_alike_at_every_stage_and_spares_what_it_should(tmp_path, tiny_arguments):

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from pretrain import head_products
 from pretrain.activation_memory import StorageCounter
-from pretrain.loss import IGNORE_INDEX, linear_cross_entropy
+from pretrain.loss import IGNORE_INDEX, CrossEntropy, linear_cross_entropy, linear_loss
 from pretrain.loss_layout import LossLayout, layout_on
 from tests.device.loss_kernels import wide_product
 
@@ -49,6 +49,25 @@ def test_token_weights_scale_loss_and_gradient():
     weights = torch.rand(B, S, dtype=torch.float64)
     wanted = torch.autograd.grad((plain(hidden, weight, labels) * weights).sum(), (hidden, weight))
     total, _ = linear_cross_entropy(hidden, weight, labels, weights, chunk_elements=V * 7)
+    for ours, theirs in zip(torch.autograd.grad(total, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("weighted", "z_loss", "softcap"), [(False, 0.03, None), (True, 0.0, 5.0), (True, 0.03, 5.0)])
+def test_z_loss_and_soft_cap_have_the_gradient_of_autograd(weighted, z_loss, softcap):
+    hidden, weight, labels = inputs(torch.float64)
+    weights = torch.rand(B, S, dtype=torch.float64) if weighted else None
+    scale = (labels != IGNORE_INDEX) * (1.0 if weights is None else weights)
+    logits = hidden @ weight.T
+    capped = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    cross = plain(capped, torch.eye(V, dtype=torch.float64), labels)
+    added = z_loss * capped.logsumexp(-1).square() * scale
+    wanted = torch.autograd.grad((cross * scale + added).sum(), (hidden, weight))
+    total, tokens = linear_loss(hidden, weight, CrossEntropy(labels, weights, True, z_loss, softcap), V * 7)
+    torch.testing.assert_close(tokens["loss"], cross.detach())
+    torch.testing.assert_close(tokens["objective"], (cross * scale + added).detach())
+    assert ("z_loss" in tokens) == bool(z_loss)
+    torch.testing.assert_close(tokens.get("z_loss", added.detach()), added.detach())
     for ours, theirs in zip(torch.autograd.grad(total, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(ours, theirs)
 

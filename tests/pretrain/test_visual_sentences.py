@@ -144,12 +144,19 @@ def test_a_changed_token_moves_nothing_before_it_and_no_other_sentence(folder):
     assert torch.equal(before[[0, 2]], after[[0, 2]])
 
 
-def test_a_mask_that_looks_ahead_is_caught(folder):
-    task = make(folder)
+@pytest.mark.parametrize(
+    "changes", [{}, {"initialisation": "model", "model_overrides": {"init_scheme": "zero_output"}}]
+)
+def test_a_mask_that_looks_ahead_is_caught(folder, changes):
+    """Also at a start where no attention has an effect yet: future ids reach it by attention alone."""
+    task = make(folder, **changes)
     model, batch = task.build_model(0).eval(), batch_of(task)
     assert "moves no earlier token" in check_causality(model, batch, N)
     honest = model.model.forward
-    model.model.forward = lambda input_ids, **rest: honest(input_ids=input_ids.flip(1), **rest)
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    open_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    model.model.forward = lambda **given: honest(**given | {"attention_mask": open_mask})
     with pytest.raises(RuntimeError, match="attention looks ahead"):
         check_causality(model, batch, N)
 
@@ -236,6 +243,7 @@ def _other_tokenizer(folder: Path, tmp_path: Path) -> dict[str, Any]:
         (lambda f, t: {"train": [str(t)]}, "is this a directory of image shards"),
         (lambda f, t: {"model_overrides": {"vocab_size": 64}}, "has 32 codes, the model a vocabulary of 64"),
         (lambda f, t: {"model_overrides": {"tie_word_embeddings": True}}, "ties its head"),
+        (lambda f, t: {"model_overrides": {"init_scheme": "zero_output"}}, "init_scheme 'zero_output' would be lost"),
         (_other_tokenizer, "different tokenizers cannot be mixed"),
     ],
 )
