@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 
 from pretrain.arithmetic import describe_arithmetic
 from pretrain.checkpoint import Position
-from pretrain.config import TrainConfig
+from pretrain.config import OptimizerConfig, TrainConfig
 from pretrain.distributed import World
 from pretrain.engine import Engine
 from pretrain.precision import describe_gradients, resolve_precision
@@ -34,7 +34,7 @@ def audit(
         "batch": f"{config.batch.size} samples = {world.size} ranks x {config.batch.micro_size} x "
         f"{engine.accumulation} micro-batches ({config.batch.size * engine.task.units_per_sample()[0]:,} "
         f"{engine.task.units_per_sample()[1]})",
-        "learning rate": f"peak {engine.peak_lr:.4g}" + (" by the batch rule" if config.optimizer.lr is None else ""),
+        "learning rate": f"peak {engine.peak_lr:.4g}" + (describe_rule(config.optimizer)),
         "parameters": f"{engine.parameters:,}",
         "optimizer": type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__,
     }
@@ -55,6 +55,13 @@ def audit(
     rows["peak"] = peak
     rows["resume"] = f"from step {position.step}" if position.step else "fresh start"
     return rows | task_rows
+
+
+def describe_rule(config: OptimizerConfig) -> str:
+    """By which rule the learning rate was found, where none was given."""
+    if config.lr is not None:
+        return ""
+    return " by the width rule" if config.name == "muon" else " by the batch rule"
 
 
 def publish(rows: dict[str, str], directory: Path) -> str:

@@ -25,8 +25,8 @@ from data_pipeline.meta import Meta
 from pretrain.accelerators import Device, find_device
 from pretrain.errors import ConfigurationError
 from pretrain.plan import RECOMPUTATION, PlanConfig
+from pretrain.rate_rules import BATCH_WARNING_TOKENS
 from pretrain.scaling_law import batch_tokens, expected_loss, learning_rate, loss_range
-from pretrain.schedule import BATCH_WARNING_TOKENS
 from pretrain.shape_rules import shapes
 
 LONGEST_SEQUENCE, SHORTEST_SEQUENCE = 2048, 128

@@ -9,8 +9,8 @@ import yaml
 
 from pretrain.budget import KEPT, SEQUENCES_OF_A_BATCH, Budget, Run
 from pretrain.plan import Choice
+from pretrain.rate_rules import BatchRule
 from pretrain.scaling_law import FITTED_FLOPS, FREE_PASSES
-from pretrain.schedule import BatchRule
 from pretrain.shape_rules import LARGE_WIDTH, VOCABULARY_SHARE
 
 COMMENT_WIDTH = 118

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from pretrain.errors import ConfigurationError
 from pretrain.hooks import EvaluationHook
-from pretrain.schedule import BatchRule, ScheduleConfig
+from pretrain.rate_rules import BatchRule, WidthRule
+from pretrain.schedule import ScheduleConfig
 from pretrain.tasks.base import Task
 
 SMALLEST = {
@@ -63,9 +64,11 @@ class OptimizerConfig:
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest. auto is the task's own: Muon
     for language models, AdamW elsewhere (docs/recipe.md)."""
     lr: float | None = None
-    """Peak learning rate of AdamW; None applies `batch_rule` to the global batch."""
+    """Peak learning rate of AdamW. None applies `batch_rule` to the global batch, or beside Muon `width_rule`."""
     batch_rule: BatchRule = field(default_factory=BatchRule)
-    """Learning rate from the batch size, used when `lr` is None."""
+    """Learning rate of AdamW from the batch size, used when `lr` is None."""
+    width_rule: WidthRule = field(default_factory=WidthRule)
+    """Learning rate of what Muon does not update from the model's width, used when `lr` is None."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's moment decay rates."""
     eps: float = 1e-8

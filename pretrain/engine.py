@@ -31,7 +31,7 @@ from pretrain.master_weights import MasterWeights, round_model
 from pretrain.model_building import build_for_partition, partition
 from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
 from pretrain.precision import gradient_settings, resolve_gradient_precision, resolve_precision
-from pretrain.schedule import warn_of_large_batch
+from pretrain.rate_rules import warn_of_large_batch
 from pretrain.tasks.base import Task, TaskModule
 from pretrain.transfers import Reading
 
@@ -176,10 +176,15 @@ class Engine:
     @staticmethod
     def _peak_lr(config: TrainConfig, task: Task) -> float:
         batch_units = config.batch.size * task.units_per_sample()[0]
-        if config.optimizer.lr is None:
-            return config.optimizer.batch_rule.learning_rate(batch_units)
         warn_of_large_batch(batch_units)
-        return config.optimizer.lr
+        optimizer, width = config.optimizer, task.width()
+        if optimizer.lr is not None:
+            return optimizer.lr
+        if optimizer.name != "muon":
+            return optimizer.batch_rule.learning_rate(batch_units)
+        if width is None:
+            raise ConfigurationError("optimizer.lr is null, but this task's model has no width for the rule; set it")
+        return optimizer.width_rule.learning_rate(width)
 
     @property
     def model(self) -> nn.Module:

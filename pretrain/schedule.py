@@ -1,53 +1,19 @@
 """Learning-rate schedules as pure functions of the step: nothing to save, nothing to resume.
 
-    cosine   warm-up, then half a cosine from the peak to `final_ratio` of it           (PanGu-pi, spec section 5)
-    wsd      warm-up, stable, then a decay over the last `decay_fraction` of the run    (warmup-stable-decay)
-    constant warm-up, then the peak
-    onecycle half a cosine up from 1/25 of the peak, half a cosine down to `final_ratio`    (scene-text recognition)
-
-The square-root batch rule (tiny_lm spec, section 8) turns an anchor (batch, rate) into the peak for another batch.
+cosine   warm-up, then half a cosine from the peak to `final_ratio` of it           (PanGu-pi, spec section 5)
+wsd      warm-up, stable, then a decay over the last `decay_fraction` of the run    (warmup-stable-decay)
+constant warm-up, then the peak
+onecycle half a cosine up from 1/25 of the peak, half a cosine down to `final_ratio`    (scene-text recognition)
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-logger = logging.getLogger(__name__)
-
-BATCH_WARNING_TOKENS = 4_000_000
-"""From this global batch on convergence per token degrades (tiny_lm spec, section 8)."""
-
 ONECYCLE_START = 1 / 25
 """Where `onecycle` begins, as a share of the peak; torch's OneCycleLR has the same default."""
-
-
-@dataclass(frozen=True)
-class BatchRule:
-    """peak = anchor_lr * (batch_tokens / anchor_batch_tokens) ** exponent."""
-
-    anchor_lr: float = 2e-4
-    """Learning rate at the anchor batch (project choice: 2e-4)."""
-    anchor_batch_tokens: int = 2_000_000
-    """Tokens in the anchor's global batch (project choice: 2 M)."""
-    exponent: float = 0.5
-    """0.5 is the square-root rule that the paper recommends; 0 and 1 are there for the ablation."""
-
-    def learning_rate(self, batch_tokens: int) -> float:
-        """Peak learning rate for a global batch of `batch_tokens`; warns at 4 M tokens and above."""
-        warn_of_large_batch(batch_tokens)
-        return self.anchor_lr * (batch_tokens / self.anchor_batch_tokens) ** self.exponent
-
-
-def warn_of_large_batch(batch_tokens: int) -> None:
-    """Warns at 4 M tokens and above, whatever the learning rate."""
-    if batch_tokens >= BATCH_WARNING_TOKENS:
-        logger.warning(
-            "global batch of %s tokens: at 4 M tokens and above convergence per token degrades; lower batch.size",
-            f"{batch_tokens:,}",
-        )
 
 
 @dataclass(frozen=True)

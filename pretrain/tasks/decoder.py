@@ -283,6 +283,9 @@ class DecoderTask(Task):
             names |= {"loss": "loss_gt", "divergence": "loss_kd"}
         return {names[name]: values_BS.sum() / count for name, values_BS in tokens.items() if name in names}
 
+    def width(self) -> int | None:
+        return int(self.model_config.hidden_size)
+
     def flops_per_sample(self) -> float:
         """Three forward passes of the student and one of the teacher."""
         length = self.units_per_sample()[0]

@@ -223,11 +223,13 @@ def test_bf16_trains_alike_with_and_without_zero(tmp_path, tiny_arguments):
     assert losses[0][0] == losses[1][0] and losses[0] == pytest.approx(losses[1], rel=1 / 256)
 
 
-def test_the_batch_rule_sets_the_rate_when_none_is_given(tmp_path, tiny_arguments):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_rule_sets_the_rate_when_none_is_given(tmp_path, tiny_arguments, name):
     arguments = tiny_arguments(tmp_path)
     place = arguments.index("--optimizer.lr")
-    trainer = Trainer(parse(arguments[:place] + arguments[place + 2 :])[0])
+    trainer = Trainer(parse([*arguments[:place], *arguments[place + 2 :], "--optimizer.name", name])[0])
     engine = Engine(trainer.config, trainer.task, trainer.world)
-    expected = OptimizerConfig().batch_rule.learning_rate(8 * 32)
+    batch, width = OptimizerConfig().batch_rule, OptimizerConfig().width_rule
+    expected = batch.learning_rate(8 * 32) if name == "adamw" else width.learning_rate(TINY["hidden_size"])
     assert engine.peak_lr == pytest.approx(expected)
     engine.close()

@@ -7,7 +7,9 @@ import pytest
 
 from pretrain.config import BatchConfig, OptimizerConfig, TrainConfig
 from pretrain.engine import Engine
-from pretrain.schedule import BatchRule, ScheduleConfig
+from pretrain.errors import ConfigurationError
+from pretrain.rate_rules import BatchRule, WidthRule, warn_of_large_batch
+from pretrain.schedule import ScheduleConfig
 from tests.pretrain.toy import ToyTask
 
 
@@ -51,9 +53,9 @@ def test_doubling_the_batch_multiplies_the_rate_by_two_to_the_exponent(exponent)
 
 def test_warns_at_four_million_tokens(caplog):
     with caplog.at_level(logging.WARNING):
-        BatchRule().learning_rate(3_999_999)
+        warn_of_large_batch(3_999_999)
         assert not caplog.records
-        BatchRule().learning_rate(4_000_000)
+        warn_of_large_batch(4_000_000)
     assert "4 M tokens" in caplog.text
 
 
@@ -67,3 +69,20 @@ def test_an_engine_warns_whether_or_not_the_rule_sets_its_rate(caplog, given, ex
     with caplog.at_level(logging.WARNING, logger="pretrain"):
         assert Engine._peak_lr(config, config.task) == pytest.approx(expected)
     assert caplog.text.count("global batch of 4,000,000 tokens") == 1
+
+
+def test_beside_muon_the_rate_falls_with_the_width():
+    class Wide(ToyTask):
+        default_optimizer = "muon"
+
+        def width(self):
+            return 512
+
+    peak = lambda task, **given: Engine._peak_lr(  # noqa: E731
+        TrainConfig(task=task, output="", steps=1, optimizer=OptimizerConfig(**given)), task
+    )
+    assert peak(Wide()) == pytest.approx(WidthRule().anchor_lr / 2)
+    assert peak(Wide(), name="adamw") == pytest.approx(BatchRule().learning_rate(32))
+    assert peak(Wide(), lr=0.1) == 0.1
+    with pytest.raises(ConfigurationError, match=r"optimizer\.lr is null, but this task's model has no width"):
+        peak(ToyTask(), name="muon")
