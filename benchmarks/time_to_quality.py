@@ -4,8 +4,10 @@
     transformers   LlamaForCausalLM of equal parameters in transformers' Trainer (benchmarks/llama_trainer.py), at its
                    default learning rate and at others
 
-Same machine, text, held-out documents, ranks, batch and sequence length; contenders take turns, seed by seed. What is
-in the seconds, how the steps that fit are found, and how bits per byte are counted: benchmarks/time_to_quality_runs.py.
+Same machine, text, held-out documents, ranks, batch, sequence length and share of warm-up, which are those of our
+recipe; contenders take turns, seed by seed. What is in the seconds, how the steps that fit are found, and how bits per
+byte are counted: benchmarks/time_to_quality_runs.py. `--ours` and `--theirs` change fields of either (the batch of
+transformers alone, say: `--theirs per_device_train_batch_size=16`).
 Tokenizers are trained on the same text; with several --vocab_sizes each contender is judged by its best one, as
 transformers is by its best learning rate.
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -119,6 +122,19 @@ def read_result(file: Path, identity: Mapping[str, Any]) -> Result | None:
     return result
 
 
+def held_out(documents: Mapping[str, Sequence[str]], limit: int) -> dict[str, list[str]]:
+    """Whole documents of each language, drawn without order until `limit` UTF-8 bytes are reached."""
+    chosen: dict[str, list[str]] = {}
+    for language, texts in documents.items():
+        size = 0
+        for text in random.Random(0).sample(texts, len(texts)):
+            if size >= limit:
+                break
+            chosen.setdefault(language, []).append(text)
+            size += len(text.encode())
+    return chosen
+
+
 class Race:
     """All cells of one output folder."""
 
@@ -148,7 +164,7 @@ class Race:
     @cache  # noqa: B019
     def documents(self) -> dict[str, list[str]]:
         """The held-out texts by language."""
-        return runs.held_out(find_documents(self.output / "data" / "corpus", "valid"), self.options.valid_bytes)
+        return held_out(find_documents(self.output / "data" / "corpus", "valid"), self.options.valid_bytes)
 
     @cache  # noqa: B019
     def recipe(self, size: str, vocabulary: int) -> runs.Recipe:
@@ -202,7 +218,7 @@ class Race:
         result = {
             "cell": cell.name, "contender": cell.contender, "size": cell.size, "budget": cell.seconds,
             "vocabulary": cell.vocabulary, "seed": cell.seed, "parameters": racer.parameters, "steps": steps,
-            "tokens": steps * racer.tokens_per_step, "points": points, "pace": vars(pace),
+            "tokens": steps * racer.batch_size * length, "points": points, "pace": vars(pace),
             "took": time.perf_counter() - began, "identity": self.identity(cell, racer),
         }  # fmt: skip
         partial = self.file(cell).with_suffix(".partial")

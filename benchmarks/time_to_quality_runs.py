@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -157,6 +156,11 @@ class Racer(ABC):
     def parameters(self) -> int:
         """Of the model."""
 
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Sequences of a step, of all ranks."""
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What decides the result besides text, seconds and seed (JSON-able)."""
@@ -177,11 +181,6 @@ class Racer(ABC):
         """What a user would take away after the last step: a directory in transformers format."""
         return checkpoint
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Of all ranks."""
-        return self.recipe.config.batch.size * self.recipe.config.task.sequence_length
-
 
 class Ours(Racer):
     """The house's recipe in the house's trainer."""
@@ -191,6 +190,10 @@ class Ours(Racer):
     @property
     def parameters(self) -> int:
         return self.recipe.parameters
+
+    @property
+    def batch_size(self) -> int:
+        return self.recipe.config.batch.size
 
     def identity(self) -> dict[str, Any]:
         return {"recipe": self.recipe.text, "shape": json.loads(self.recipe.shape.to_json_string())}
@@ -232,6 +235,11 @@ class Theirs(Racer):
     @property
     def parameters(self) -> int:
         return count(LlamaConfig(**self.model))
+
+    @property
+    def batch_size(self) -> int:
+        arguments = self._arguments(Path(), 1, 1)
+        return arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * self.ranks
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.model, "arguments": self._arguments(Path(), 1, 1) | {"seed": None, "warmup_steps": None},
@@ -348,19 +356,6 @@ def train(racer: Racer, folder: Path, steps: int) -> list[tuple[int, float, Path
     if sorted(found) != wanted:
         raise RuntimeError(f"{folder}: expected checkpoints of the steps {wanted}, found {sorted(found)}; see log.txt")
     return [(step, wall if step == steps else found[step][1] - began, found[step][0]) for step in wanted]
-
-
-def held_out(documents: Mapping[str, Sequence[str]], limit: int) -> dict[str, list[str]]:
-    """Whole documents of each language, drawn without order until `limit` UTF-8 bytes are reached."""
-    chosen: dict[str, list[str]] = {}
-    for language, texts in documents.items():
-        size = 0
-        for text in random.Random(0).sample(texts, len(texts)):
-            if size >= limit:
-                break
-            chosen.setdefault(language, []).append(text)
-            size += len(text.encode())
-    return chosen
 
 
 def windows(tokenizer: Any, text: str, length: int) -> Iterator[list[int]]:

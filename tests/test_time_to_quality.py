@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from arch import PanguPiForCausalLM, count_parameters, load_model_config
+from pretrain.command_line import parse
 from tests.pretrain.conftest import ROOT, TINY
 
 TEXT = "ab书a" * 3
@@ -88,12 +90,12 @@ def test_windows_predict_every_token_once(runs):
     assert list(runs.windows(Characters(), "", LENGTH)) == []
 
 
-def test_held_out_documents_are_whole_and_limited(runs):
+def test_held_out_documents_are_whole_and_limited(race):
     texts = [f"{number:02}书" for number in range(40)]
-    chosen = runs.held_out({"zh": texts, "en": ["long enough alone"]}, limit=12)
+    chosen = race.held_out({"zh": texts, "en": ["long enough alone"]}, limit=12)
     assert set(chosen["zh"]) < set(texts) and len(chosen["zh"]) == 3  # 5 bytes each
     assert chosen["en"] == ["long enough alone"]
-    assert chosen == runs.held_out({"zh": texts, "en": ["long enough alone"]}, limit=12)
+    assert chosen == race.held_out({"zh": texts, "en": ["long enough alone"]}, limit=12)
 
 
 @pytest.mark.parametrize("size", ["1m", "4m", "10m"])
@@ -255,3 +257,29 @@ def test_options_of_the_others_are_read_as_numbers_where_they_are(race):
     plain, other = race.peers(options).values()
     assert plain == {"weight_decay": 0.1, "optim": "adamw_torch", "lr_scheduler_type": "linear"}
     assert other == plain | {"learning_rate": 3e-4}
+
+
+def test_both_train_on_the_recipes_batch_length_and_warm_up(runs, tmp_path):
+    """Nothing of the recipe stands in the benchmark; overrides of one side reach that side."""
+    shape = ROOT / "configs" / "models" / "pangu_pi_1m.yaml"
+    data = runs.Data(tmp_path, (tmp_path / "train.en",), 512)
+    given = ["batch.size=32", "batch.micro_size=4", "schedule.warmup_steps=50", "steps=200"]
+    recipe = runs.Recipe.resolve(ROOT / "configs" / "quickstart.yaml", shape, data, given)
+    assert recipe.shape.vocab_size == 512 and recipe.warmup_fraction == 0.25
+    ours = runs.Ours(recipe, data, seed=7, ranks=2)
+    assert (ours.batch_size, ours.parameters) == (32, count_parameters(recipe.shape).total)
+    command = ours.command(tmp_path, 80, 20, calibrating=False)
+    assert Path(command[0]).name == "deepspeed" and "--hooks" not in command
+    again, _ = parse(command[command.index("--config") :])
+    assert (again.steps, again.checkpoint.every, again.seed, again.batch.size) == (80, 20, 7, 32)
+    assert again.task.valid == {}
+
+    theirs = runs.Theirs(recipe, data, seed=7, ranks=2, blocks=tmp_path / "blocks.npy", arguments={"max_grad_norm": 2})
+    assert theirs.batch_size == 32 and abs(theirs.parameters - ours.parameters) <= 0.02 * ours.parameters
+    theirs.command(tmp_path, 80, 20, calibrating=True)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["stop_after"] == runs.CALIBRATION_STEPS
+    wanted = {"warmup_steps": 20, "max_steps": 80, "save_steps": 20, "seed": 7, "max_grad_norm": 2}
+    assert run["arguments"].items() >= wanted.items() and "learning_rate" not in run["arguments"]
+    alone = runs.Theirs(recipe, data, 7, 1, blocks=tmp_path, arguments={"per_device_train_batch_size": 1})
+    assert alone.batch_size == 8 and runs.Ours(recipe, data, 7, 1).command(tmp_path, 80, 20, True)[0] == sys.executable
