@@ -122,24 +122,23 @@ class CrossEntropy:
         """The eager form, of logits that are capped already; the gradient is that of these."""
         labels_C, valid_C = self.labels(chunk), self.valid(chunk)
         targets_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
-        log_probabilities_CV = F.log_softmax(logits_CV, dim=-1, dtype=accumulation_dtype(logits_CV))
-        at_label_C = log_probabilities_CV.gather(1, targets_C1).squeeze(1)
-        losses_C = -at_label_C * valid_C
+        # One exponential of each logit. The largest probability is never below 1 / V, so its logarithm is exact.
+        probabilities_CV = F.softmax(logits_CV, dim=-1, dtype=accumulation_dtype(logits_CV))
+        lse_C = logits_CV.amax(dim=1).to(probabilities_CV.dtype) - probabilities_CV.amax(dim=1).log()
+        losses_C = (lse_C - logits_CV.gather(1, targets_C1).squeeze(1)) * valid_C
         reports = [losses_C]
         if self.accuracy:
-            reports.append((log_probabilities_CV.argmax(dim=1) == labels_C).to(losses_C.dtype))
+            reports.append((probabilities_CV.argmax(dim=1) == labels_C).to(losses_C.dtype))
         scale_C = valid_C.to(losses_C.dtype)
         objective_C = losses_C
         if (weights_C := self.weights(chunk)) is not None:
             scale_C, objective_C = scale_C * weights_C, losses_C * weights_C
         if self.z_loss:
-            lse_C = logits_CV.gather(1, targets_C1).squeeze(1) - at_label_C
             reports.append(self.z_loss * lse_C.square() * scale_C)
             objective_C = objective_C + reports[-1]
         if not with_gradient:
             return ChunkLoss(objective_C, torch.stack(reports), None)
-        # d CE / d logits = softmax - onehot, written over the log-probabilities.
-        grad_CV = log_probabilities_CV.exp_()
+        grad_CV = probabilities_CV  # d CE / d logits = softmax - onehot, written over the probabilities
         if self.z_loss:
             grad_CV.mul_((scale_C * (1 + 2 * self.z_loss * lse_C)).unsqueeze(1))
             grad_CV.scatter_add_(1, targets_C1, -scale_C.unsqueeze(1))
