@@ -166,12 +166,12 @@ def test_torchrun_trains_on_the_same_samples_to_the_same_loss_as_this_process(tm
 def test_muon_trains_alike_at_every_stage_and_spares_what_it_should(tmp_path, tiny_arguments):
     settings = {"optimizer__name": "muon", "steps": 6, "validation__every": 6, "checkpoint__every": 6}
     runs = []
-    for stage in (0, 1, 2):
+    for stage in (0, 1, 2, 3):
         run = tmp_path / str(stage)
-        with torch._dynamo.config.patch(disable=True):  # it would be compiled, which takes longer than all of this
-            train(parse(tiny_arguments(run, engine__zero_stage=stage, **settings))[0])
+        train(parse(tiny_arguments(run, engine__zero_stage=stage, **settings))[0])
         runs.append([row["loss"] for row in rows(run, "train")])
-    assert runs[0] == pytest.approx(runs[1], rel=1e-3) and runs[0] == pytest.approx(runs[2], rel=1e-3)
+    for other in runs[1:]:
+        assert runs[0] == pytest.approx(other, rel=1e-3)
     assert runs[0][-1] < runs[0][0]
 
 
