@@ -45,8 +45,8 @@ test-lowest: .venv-lowest/.installed
 	.venv-lowest/bin/python -m pip install --disable-pip-version-check --constraint lowest.txt -e ".[dev,quickstart,donor,ocr,vision,vqgan]"
 	touch $@
 
-# What depends on the processor, as on others: DeepSpeed's half types, instruction sets, threads (docs/testing.md).
-PROCESSORS ?= TEST_FP16=1 TEST_FP16=0 TEST_BF16=1 TEST_BF16=0 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \
+# What depends on the processor, as on others: bf16 instructions, instruction sets, threads (docs/testing.md).
+PROCESSORS ?= TEST_BF16=1 TEST_BF16=0 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 \
 	ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
 PROCESSOR_TESTS ?= $(addprefix tests/,$(addsuffix .py,arch/test_series_activation arch/test_llama_equivalence \
 	arch/test_attention arch/test_augmented_shortcut arch/test_parseq arch/test_factorised_embedding \
@@ -81,7 +81,7 @@ format: venv
 	$(BIN)/ruff check --fix .
 
 # Half an hour on two cores with nothing else running; writes the tables that docs/results/README.md explains.
-BENCHMARKS ?= train_step latency loss_memory plan_memory engine_overhead loader prepare ocr_throughput scaling
+BENCHMARKS ?= train_step muon_step latency loss_memory plan_memory engine_overhead loader prepare ocr_throughput scaling
 benchmarks: SHELL := bash
 benchmarks: .SHELLFLAGS := -o pipefail -c
 benchmarks: venv

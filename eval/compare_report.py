@@ -171,7 +171,9 @@ def _save_plot(grid: Comparison, measured: Measured, quantities: Sequence[Quanti
             values = quantity.values[name]
             panel.plot([at] * len(values), values, "o", color=PALETTE[0], alpha=0.4, markersize=4)
         means = [quantity.values[name].mean() for name in names]
-        panel.plot(x, means, linestyle="-" if grid.axis else "", color=PALETTE[1], marker="s", markersize=5, label="mean")
+        panel.plot(
+            x, means, linestyle="-" if grid.axis else "", color=PALETTE[1], marker="s", markersize=5, label="mean"
+        )
         panel.axhline(quantity.values[grid.base].mean(), color="grey", linewidth=1, linestyle=":", label=grid.base)
         if grid.axis:
             panel.set_xscale("symlog", linthresh=min([value for value in x if value > 0], default=1.0))

@@ -81,6 +81,8 @@ class OptimizerConfig:
     """Peak learning rate of the matrices that Muon updates."""
     muon_momentum: float = 0.95
     """Muon's momentum."""
+    muon_steps: Literal[4, 5] = 5
+    """Newton-Schulz steps of Muon: 5 orthogonalise twice as closely as the usual constant ones, 4 about as closely."""
     embedding_lr_factor: float = 1.0
     """Learning rate of embedding tables (and of a head tied to one), in those of `lr`."""
     head_lr_factor: float = 1.0

@@ -29,7 +29,9 @@ from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
 from pretrain.master_weights import MasterWeights, round_model
 from pretrain.model_building import build_for_partition, partition
+from pretrain.muon import Muon
 from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
+from pretrain.pieces import held_pieces
 from pretrain.precision import gradient_settings, resolve_gradient_precision, resolve_precision
 from pretrain.rate_rules import warn_of_large_batch
 from pretrain.tasks.base import Task, TaskModule
@@ -72,15 +74,6 @@ def engine_at_stage(engine: EngineConfig, stage: int) -> EngineConfig:
     return replace(engine, zero_stage=stage, offload=offload, gradient_precision=gradients)  # type: ignore[arg-type]
 
 
-def clip_norm(config: TrainConfig) -> float:
-    """Gradient norm to clip to, 0 for none.
-
-    With Muon nothing is clipped: under ZeRO DeepSpeed would clip *after* orthogonalising and so shrink every update to
-    that norm, and neither Muon's nor Adam's update depends on the gradient's scale.
-    """
-    return 0.0 if config.optimizer.name == "muon" else config.optimizer.clip
-
-
 def deepspeed_config(
     config: TrainConfig, world_size: int, parameters: int, accelerated: bool | None = None
 ) -> dict[str, Any]:
@@ -103,8 +96,6 @@ def deepspeed_config(
         zero["overlap_comm"] = True
     if engine.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if config.optimizer.name == "muon":
-        zero["reduce_scatter"] = False  # Muon orthogonalises whole matrices and so needs whole gradients
     if engine.offload.optimizer != "none":
         zero["offload_optimizer"] = {"device": engine.offload.optimizer, "pin_memory": True}
     if engine.offload.parameters != "none":
@@ -150,7 +141,7 @@ class Engine:
         self.parameters = sum(p.numel() for group in self.groups for p in group.parameters)
         self.peak_lr = self._peak_lr(config, task)
         self.task, self.world, self.stage = task, world, config.engine.zero_stage
-        self._clip = clip_norm(config)
+        self._clip = config.optimizer.clip
         self.deepspeed_config = deepspeed_config(config, world.size, self.parameters)
         optimizer = self._optimizer(config, model)
         if sharded:
@@ -162,6 +153,9 @@ class Engine:
                 config=self.deepspeed_config,
                 dist_init_required=False,
             )
+        inner = optimizer.optimizer if isinstance(optimizer, MasterWeights) else optimizer
+        if isinstance(inner, Muon):
+            inner.place(held_pieces(self), world)
         self._norm: Reading | None = None
         self._hook = optimizer.register_step_pre_hook(self._before_update) if self.stage else None
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -201,12 +195,13 @@ class Engine:
         """How the engine's files hold the state, beside stage and ranks: by which class, of which type, and where.
 
         Files of another layout fit only after they were put together: DeepSpeed would take the weights that the model
-        computed with for the masters, Muon's whole momenta for pieces of them, or one optimizer's state for another's.
+        computed with for the masters, whole momenta, as its own Muon has written them, for pieces of them, or one
+        optimizer's state for another's.
         """
         device = self.deepspeed_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
         weights = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        muon = ", Muon" * any(group.use_muon for group in self.groups)
-        return f"{type(self.wrapped.optimizer).__name__}{muon}, weights in {weights}, optimizer offloaded: {device}"
+        momenta = ", momenta cut like weights" if any(group.use_muon for group in self.groups) else ""
+        return f"{type(self.wrapped.optimizer).__name__}, weights in {weights}, optimizer offloaded: {device}{momenta}"
 
     def set_learning_rate(self, factor: float) -> float:
         """Sets every group to `factor` times its peak; returns AdamW's rate (before the task's own factors)."""
@@ -245,8 +240,7 @@ class Engine:
 
     @property
     def gradient_norm(self) -> float:
-        """Global gradient norm of the last update, before clipping (with Muon under ZeRO: of the updates, but not at
-        stage 1 in bf16 with fp32 gradients).
+        """Global gradient norm of the last update, before clipping and, with Muon, before momentum.
 
         Infinite where ZeRO has skipped the update. Asking may wait for the device.
         """

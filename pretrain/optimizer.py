@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pretrain.config import OptimizerConfig
+from pretrain.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def parameter_groups(
             members["muon", factor].append(name)
         else:
             members["decayed", factor].append(name)
+    for (kind, _), group in members.items():
+        if kind == "muon":  # in the order in which DeepSpeed's Muon has written them, which earlier checkpoints keep
+            group.sort(key=lambda name: named[name].shape, reverse=True)
     return [
         ParameterGroup(
             name=group if factor == 1 else f"{group} x{factor:g}",
@@ -128,18 +132,10 @@ def build_optimizer(groups: list[ParameterGroup], config: OptimizerConfig, lr: f
         if config.name != "muon":
             described.append({**hyperparameters, **adamw, "name": group.name})
         elif group.use_muon:
-            # "gram": Newton-Schulz in fp16 where the device has it, else fp32; never a slow emulated bf16.
-            rate = config.muon_lr * group.lr_factor
-            muon = {"lr": rate, "momentum": config.muon_momentum, "ns_method": "gram"}
+            muon = {"lr": config.muon_lr * group.lr_factor, "momentum": config.muon_momentum}
             described.append({**hyperparameters, **muon, "use_muon": True, "name": group.name})
         else:
             described.append({**hyperparameters, **adamw, "use_muon": False, "name": group.name})
     if config.name != "muon":
         return torch.optim.AdamW(described, fused=True)
-
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam  # compiles kernels when imported
-
-    for group in groups:
-        for parameter in group.parameters:
-            parameter.use_muon = group.use_muon  # type: ignore[attr-defined]  # ZeRO looks for this mark
-    return MuonWithAuxAdam(described)
+    return Muon(described, config.muon_steps)

@@ -9,9 +9,7 @@ DeepSpeed 0.19 makes of it, by stage (measured: tests/pretrain/test_precision.py
     0      own masters and fp32 sums (master_weights.py)
     1      BF16_Optimizer: fp32 sums of all parameters on every rank, averaged at the end of a step
            with the optimizer on the host DeepSpeedZeroOptimizer, whose sums are of the same size
-    2      each micro-batch is averaged in fp32, and added to an fp32 sum of the rank's part; of Muon's matrices the
-           sum is bf16 whatever is asked for, so fp32 is refused there
-    3      each micro-batch is averaged in fp32, and added to an fp32 sum of the rank's part
+    2, 3   each micro-batch is averaged in fp32, and added to an fp32 sum of the rank's part
 """
 
 from __future__ import annotations
@@ -66,13 +64,6 @@ def resolve_gradient_precision(config: TrainConfig, micro_batches: int) -> str:
                 "engine.gradient_precision bf16 needs ZeRO; engine.zero_stage 0 sums gradients in fp32"
             )
         return "fp32"
-    if stage == 2 and config.optimizer.name == "muon":
-        if asked == "fp32":
-            raise ConfigurationError(
-                "engine.gradient_precision fp32: at engine.zero_stage 2 DeepSpeed sums the gradients of Muon's "
-                "matrices in bf16; use stage 1 or 3"
-            )
-        return "bf16"
     if asked == "auto":
         return "fp32" if micro_batches > 1 else "bf16"
     return asked
@@ -99,8 +90,4 @@ def describe_gradients(wrapped: Any) -> str:
     """What a DeepSpeed engine really sums and averages gradients in, for the audit."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     summed, averaged = wrapped.get_data_types()[1], wrapped.communication_data_type
-    text = f"summed over micro-batches in {names[summed]}, averaged over ranks in {names[averaged]}"
-    uses_muon = any(group.get("use_muon") for group in wrapped.optimizer.param_groups)
-    if uses_muon and summed == torch.bfloat16 and wrapped.zero_optimization_stage() == 2:
-        text += "; stages 1 and 3 can sum those of Muon in fp32"
-    return text
+    return f"summed over micro-batches in {names[summed]}, averaged over ranks in {names[averaged]}"

@@ -8,37 +8,17 @@ from the master weights, as after a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.engine import Engine
 from pretrain.errors import CheckpointError
 from pretrain.master_weights import MasterWeights
-from pretrain.whole_state import MOMENTUM, PREFIX, WEIGHT, WholeState
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The part of one parameter that this rank updates."""
-
-    flat: Tensor
-    """What the optimizer knows: a vector of many pieces or, without ZeRO, the parameter (in bf16, its master)."""
-    begin: int
-    """Of the piece in `flat`, in elements."""
-    name: str
-    shape: torch.Size
-    """Of the whole parameter."""
-    start: int
-    """Of the piece in the whole parameter, in elements."""
-    size: int
-    whole_momentum: bool
-    """Whether the optimizer keeps the momentum of the whole parameter, though it updates only this piece of it."""
-    muon: bool
+from pretrain.muon import MOMENTUM
+from pretrain.pieces import Piece, held_pieces
+from pretrain.whole_state import WEIGHT, WholeState
 
 
 def restore(engine: Engine, whole: WholeState) -> None:
@@ -48,25 +28,19 @@ def restore(engine: Engine, whole: WholeState) -> None:
         CheckpointError: a parameter is missing there, has another shape, or was trained by another optimizer.
     """
     base = _base_optimizer(engine)
-    momenta: dict[Tensor, list[Tensor]] = {}
     with torch.no_grad():
-        for piece in _pieces(engine):
+        for piece in held_pieces(engine):
             keys = whole.keys(piece.name, piece.shape)
             _check_optimizer(piece, keys, whole)
             _put(piece.flat, piece, whole.part(WEIGHT, piece.name, piece.start, piece.size))
             kept: dict[str, Any] = base.state.setdefault(piece.flat, {})
             for key in keys - {WEIGHT}:
-                if piece.whole_momentum:
-                    momenta.setdefault(piece.flat, []).append(whole.part(key, piece.name, 0, piece.shape.numel()))
-                    continue
                 value = whole.part(key, piece.name, piece.start, piece.size)
                 if value.ndim == 0:
-                    kept[key] = value.to(piece.flat.device) if value.is_floating_point() else int(value)
+                    kept[key] = value.float().to(piece.flat.device)  # DeepSpeed's Muon counted AdamW's steps in int
                 else:
                     kept.setdefault(key, torch.zeros_like(piece.flat))
                     _put(kept[key], piece, value)
-        for flat, matrices in momenta.items():  # whole matrices, one after the other: see whole_state.py
-            base.state[flat][MOMENTUM] = torch.cat(matrices).to(flat.device)
         _refresh_weights(engine)
         buffers = dict(engine.model.named_buffers())
         for name, value in whole.buffers().items():
@@ -75,11 +49,6 @@ def restore(engine: Engine, whole: WholeState) -> None:
 
 def _base_optimizer(engine: Engine) -> torch.optim.Optimizer:
     return engine.wrapped.optimizer.optimizer if engine.stage else engine.wrapped.optimizer
-
-
-def _keeps_whole_momenta(zero: Any) -> bool:
-    """Whether Muon's momentum is not cut as the weights are at stages 1 and 2: BF16_Optimizer and the host cut both."""
-    return not isinstance(zero, BF16_Optimizer) and not zero.cpu_offload
 
 
 def _put(flat: Tensor, piece: Piece, values: Tensor) -> None:
@@ -94,45 +63,6 @@ def _check_optimizer(piece: Piece, keys: set[str], whole: WholeState) -> None:
             f"{whole.folder}: the optimizer kept {', '.join(sorted(found))} of {piece.name}, but this run's would keep "
             f"{', '.join(sorted(expected))}; use the optimizer.name of the earlier run"
         )
-
-
-def _pieces(engine: Engine) -> Iterator[Piece]:
-    """What this rank updates."""
-    if engine.stage == 0:
-        for group, held in zip(engine.groups, engine.optimizer.param_groups, strict=True):
-            for name, parameter in zip(group.parameter_names, held["params"], strict=True):
-                yield Piece(parameter, 0, name, parameter.shape, 0, parameter.numel(), False, group.use_muon)
-        return
-    zero = engine.wrapped.optimizer
-    if engine.stage == 3:
-        for flat, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
-            begin = 0
-            for parameter in parameters:
-                share, whole = parameter.partition_numel(), parameter.ds_numel
-                start = min(engine.world.rank * share, whole)
-                size = min(share, whole - start)
-                known, muon = _known(zero, parameter, parameter.ds_shape), _is_muon(parameter)
-                yield Piece(flat, begin, *known, start, size, False, muon)
-                begin += share
-        return
-    if isinstance(zero, BF16_Optimizer):
-        partitions, groups = zero.fp32_groups_flat_partition, zero.bf16_groups
-    else:
-        partitions, groups = zero.single_partition_of_fp32_groups, zero.bit16_groups
-    for flat, parameters in zip(partitions, groups, strict=True):
-        for parameter in parameters:
-            if (mapping := parameter._hp_mapping) is not None:
-                place, start = mapping.get_hp_fragment_address(), mapping.lp_fragment_address.start
-                known, muon = _known(zero, parameter, parameter.shape), _is_muon(parameter)
-                yield Piece(flat, place.start, *known, start, place.numel, muon and _keeps_whole_momenta(zero), muon)
-
-
-def _known(zero: Any, parameter: nn.Parameter, shape: torch.Size) -> tuple[str, torch.Size]:
-    return zero.param_names[parameter].removeprefix(PREFIX), torch.Size(shape)
-
-
-def _is_muon(parameter: nn.Parameter) -> bool:
-    return bool(getattr(parameter, "use_muon", False))
 
 
 def _refresh_weights(engine: Engine) -> None:

@@ -31,12 +31,12 @@ from pretrain.durable import fsync
 from pretrain.engine_files import read_engine_file
 from pretrain.errors import CheckpointError
 from pretrain.master_weights import MASTERS
+from pretrain.muon import MOMENTUM
+from pretrain.pieces import PREFIX
 from pretrain.sealed import seal
 
 SHARD_BYTES = 2**30
-PREFIX = "model."
-"""Of parameters in the engine's own names: its module is the task's loss, which holds the model."""
-WEIGHT, MOMENTUM, BUFFER = "fp32", "momentum_buffer", "buffer"
+WEIGHT, BUFFER = "fp32", "buffer"
 
 MODEL_STATES, PARTITION = "mp_rank_00_model_states.pt", "zero_pp_rank_"
 """How the name of the engine's model file ends, and how that of a rank's file begins."""
@@ -181,17 +181,20 @@ def _read_partitions(
 
 
 def _keeps_whole_momenta(content: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
-    """Whether Muon kept the momentum of every matrix whole on each rank that has a piece of it, at stages 1 and 2.
+    """Whether the momentum of every matrix is whole on each rank that has a piece of it, at stages 1 and 2.
 
-    It does on the device, one matrix after the other; on the host, and in the optimizer that DeepSpeed takes at stage 1
-    for gradients in fp32, which names no stage in its files, momenta are cut like the weights.
+    DeepSpeed's Muon, which earlier checkpoints are of, kept it so on the device, one matrix after the other; on the
+    host, and in the optimizer that DeepSpeed takes at stage 1 for gradients in fp32, which names no stage in its files,
+    momenta were cut like the weights, as ours are. Its groups have an `ns_method`.
 
     Args:
         content: the engine's model file.
         part: the optimizer's state of one rank.
     """
     offload = content["ds_config"].get("zero_optimization", {}).get("offload_optimizer") or {}
-    return offload.get("device", "none") == "none" and "zero_stage" in part
+    groups = part.get("base_optimizer_state", {}).get("param_groups", [])
+    of_deepspeed = any("ns_method" in group for group in groups)
+    return of_deepspeed and offload.get("device", "none") == "none" and "zero_stage" in part
 
 
 def _read_cut_vector(

@@ -5,8 +5,8 @@ and, where these are silent, the code of DeepSpeed 0.19 (`runtime/zero/stage_1_a
 configuration that `engine.py` derives.
 
 Symbols: P trained parameters, n ranks, w bytes of a weight (2 in bf16, 4 in fp32), v of a summed gradient (likewise),
-s = 8 bytes of moments for one parameter (AdamW's two; under ZeRO Muon's momentum and the copy in which DeepSpeed stages
-it), b elements of the reduce bucket, g of the largest parameter group, A and A+G the peaks of activations without and
+s = 8 bytes of moments for one parameter (AdamW's two; Muon's one, and as much again for what it orthogonalises at a
+time), b elements of the reduce bucket, g of the largest parameter group, A and A+G the peaks of activations without and
 with gradients, K micro-batches of a step.
 
     always        weights     wP at stages 0 to 2, wP/n at stage 3; frozen ones likewise

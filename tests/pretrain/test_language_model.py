@@ -21,7 +21,6 @@ from pretrain.hooks import EvaluationHook
 from pretrain.tasks.language_model import LanguageModelTask, check_document_isolation
 from pretrain.trainer import Trainer, train
 from tests.pretrain.conftest import TINY, free_port, launch, rows
-from tests.processor import NEEDS_BF16
 
 
 class CountParameters(EvaluationHook):
@@ -189,12 +188,12 @@ def test_the_z_loss_is_learned_and_not_reported(tmp_path):
 def test_muon_trains_alike_at_every_stage_and_spares_what_it_should(tmp_path, tiny_arguments):
     settings = {"optimizer__name": "muon", "steps": 6, "validation__every": 6, "checkpoint__every": 6}
     runs = []
-    for stage in (0, 1, 2):
+    for stage in (0, 1, 2, 3):
         run = tmp_path / str(stage)
-        with torch._dynamo.config.patch(disable=True):  # it would be compiled, which takes longer than all of this
-            train(parse(tiny_arguments(run, engine__zero_stage=stage, **settings))[0])
+        train(parse(tiny_arguments(run, engine__zero_stage=stage, **settings))[0])
         runs.append([row["loss"] for row in rows(run, "train")])
-    assert runs[0] == pytest.approx(runs[1], rel=1e-3) and runs[0] == pytest.approx(runs[2], rel=1e-3)
+    for other in runs[1:]:
+        assert runs[0] == pytest.approx(other, rel=1e-3)
     assert runs[0][-1] < runs[0][0]
 
 
@@ -213,7 +212,6 @@ def test_recomputation_and_compilation_change_nothing_but_rounding(tmp_path, tin
     assert bool(torch._dynamo.utils.counters["stats"]) == (option == "engine.compile")
 
 
-@NEEDS_BF16
 def test_bf16_trains_alike_with_and_without_zero(tmp_path, tiny_arguments):
     settings = {"steps": 2, "engine__precision": "bf16", "validation__every": 2, "checkpoint__every": 2}
     losses = []

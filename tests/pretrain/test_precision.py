@@ -18,16 +18,16 @@ from pretrain.config import OptimizerConfig
 from pretrain.distributed import initialise_world
 from pretrain.engine import Engine, deepspeed_config
 from pretrain.errors import ConfigurationError
+from pretrain.muon import MOMENTUM
 from pretrain.optimizer import parameter_groups
 from pretrain.precision import describe_gradients, resolve_gradient_precision, resolve_precision
 from pretrain.resharding import restore
 from pretrain.trainer import train
-from pretrain.whole_state import MOMENTUM, WEIGHT, WholeState, write_whole_state
+from pretrain.whole_state import WEIGHT, WholeState, write_whole_state
 from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import call_on_ranks
 from tests.pretrain.test_guards import run, sample_of_step, toy
 from tests.pretrain.toy import ToyTask
-from tests.processor import NEEDS_BF16, processor_with
 
 RANKS, MICRO_BATCHES, DECAY = 2, 16, 0.5
 
@@ -51,7 +51,7 @@ CASES = [
 
 
 def in_bf16(case: Case) -> bool:
-    return case.gradients == "bf16" or (case.stage, case.optimizer) == (2, "muon")
+    return case.gradients == "bf16"
 
 
 def accumulate(folder: Path) -> None:
@@ -136,7 +136,6 @@ def summed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@NEEDS_BF16
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -152,18 +151,14 @@ def test_gradients_are_summed_in_what_the_audit_says(summed: Path, case: Case) -
     assert len(errors) == 6
     if in_bf16(case):
         assert max(errors) > 1e-3
-        plain, _, hint = said.partition("; ")
-        assert plain == "summed over micro-batches in bf16, averaged over ranks in bf16"
-        assert bool(hint) == (case.optimizer == "muon")
+        assert said == "summed over micro-batches in bf16, averaged over ranks in bf16"
     else:  # 32 terms, each addition rounded to 2^-24
         assert max(errors) < 32 * 2**-24
         assert said == "summed over micro-batches in fp32, averaged over ranks in fp32"
-    if case.optimizer == "adamw":
-        total = sum(float(gradient.square().sum()) for gradient in expected.values()) ** 0.5
-        assert norm == pytest.approx(total, rel=1e-2 if in_bf16(case) else 1e-5)
+    total = sum(float(gradient.square().sum()) for gradient in expected.values()) ** 0.5
+    assert norm == pytest.approx(total, rel=1e-2 if in_bf16(case) else 1e-5)
 
 
-@NEEDS_BF16
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_what_another_stage_or_other_ranks_have_summed_is_taken_over_to_the_bit(summed: Path) -> None:
@@ -190,7 +185,6 @@ def config_of(*words: str) -> Any:
     return parse(["--task", "tests.pretrain.toy.ToyTask", "--output", "x", "--steps", "1", *words])[0]
 
 
-@NEEDS_BF16
 def test_one_micro_batch_has_nothing_to_sum() -> None:
     for count, expected in ((1, "bf16"), (2, "fp32")):
         for stage in ("1", "2", "3"):
@@ -199,16 +193,11 @@ def test_one_micro_batch_has_nothing_to_sum() -> None:
     assert resolve_gradient_precision(config_of("--engine.precision", "fp32"), 1) == "fp32"
 
 
-@NEEDS_BF16
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--engine.precision fp32 --engine.gradient_precision bf16", "needs engine.precision bf16"),
         ("--engine.precision bf16 --engine.gradient_precision bf16 --engine.zero_stage 0", "needs ZeRO"),
-        (
-            "--engine.precision bf16 --engine.gradient_precision fp32 --engine.zero_stage 2 --optimizer.name muon",
-            "Muon's matrices in bf16; use stage 1 or 3",
-        ),
     ],
 )
 def test_what_the_engine_cannot_sum_in_is_refused_by_name(words: str, message: str) -> None:
@@ -218,19 +207,18 @@ def test_what_the_engine_cannot_sum_in_is_refused_by_name(words: str, message: s
 
 def test_a_device_without_bf16_trains_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = config_of("--engine.precision", "bf16")
-    with processor_with(TEST_BF16="0"):
-        with pytest.raises(ConfigurationError, match=r"engine\.precision bf16: this cpu device has no bf16; use fp32"):
-            resolve_precision(asked)
-        monkeypatch.setattr(get_accelerator(), "device_name", lambda: "cuda")
-        assert resolve_precision(config_of()) == "fp32"
-    with processor_with(TEST_BF16="1"):
-        assert resolve_precision(config_of()) == "bf16" == resolve_precision(asked)
+    monkeypatch.setattr(get_accelerator(), "is_bf16_supported", lambda: False)
+    with pytest.raises(ConfigurationError, match=r"engine\.precision bf16: this cpu device has no bf16; use fp32"):
+        resolve_precision(asked)
+    monkeypatch.setattr(get_accelerator(), "device_name", lambda: "cuda")
+    assert resolve_precision(config_of()) == "fp32"
+    monkeypatch.setattr(get_accelerator(), "is_bf16_supported", lambda: True)
+    assert resolve_precision(config_of()) == "bf16" == resolve_precision(asked)
 
 
 BF16 = ["--engine.precision", "bf16"]
 
 
-@NEEDS_BF16
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_with_fp32_gradients_resumes_to_the_bit(tmp_path: Path, stage: int) -> None:
     extra = [*BF16, "--engine.zero_stage", str(stage)]
@@ -248,7 +236,6 @@ def test_bf16_with_fp32_gradients_resumes_to_the_bit(tmp_path: Path, stage: int)
     assert losses[0] == losses[1]
 
 
-@NEEDS_BF16
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_without_zero_bf16_trains_as_at_stage_1(tmp_path: Path, clip: float) -> None:
     """Same masters at the start, same gradients, norm, clipping and update; a poisoned step is skipped by both."""
@@ -267,7 +254,6 @@ def test_without_zero_bf16_trains_as_at_stage_1(tmp_path: Path, clip: float) -> 
     assert logs[0][0]["grad_norm"] == pytest.approx(logs[1][0]["grad_norm"], rel=1e-6)
 
 
-@NEEDS_BF16
 def test_a_master_moves_by_less_than_its_weight_can_show(tmp_path: Path) -> None:
     """Twenty updates of a thousandth of a bf16 step each would all be lost without masters."""
     settings = ["--optimizer.lr", "1e-6", "--schedule.name", "constant", "--optimizer.weight_decay", "0"]
@@ -280,7 +266,6 @@ def test_a_master_moves_by_less_than_its_weight_can_show(tmp_path: Path) -> None
     assert 0 < moved.max() < 1e-4 and (moved > 5e-6).float().mean() > 0.5
 
 
-@NEEDS_BF16
 def test_a_run_may_change_how_it_sums(tmp_path: Path) -> None:
     """At stage 1 another optimizer of DeepSpeed's takes over, on the same ranks."""
     for steps, gradients in ((3, "bf16"), (5, "fp32"), (7, "bf16")):

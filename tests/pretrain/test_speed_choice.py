@@ -18,7 +18,6 @@ from pretrain.errors import ConfigurationError
 from pretrain.speed_choice import NAME, SpeedChoice, seconds_of_micro_batch, settle
 from pretrain.trainer import train
 from tests.pretrain.conftest import rows
-from tests.processor import NEEDS_BF16
 
 ALONE = World.alone("cpu")
 LONG = 1e-12
@@ -125,7 +124,6 @@ def test_a_continued_run_keeps_its_choice_and_never_measures(tmp_path, bf16):
     assert settle(over, ALONE, LONG, Stopwatch(ON_AMX)).compile is False  # a run that starts over is measured anew
 
 
-@NEEDS_BF16
 def test_a_run_that_measured_is_continued_to_the_bit(tmp_path, bf16, monkeypatch):
     watch = Stopwatch({("fp32", False): 1e-3, ("bf16", False): 0.5e-3})
     monkeypatch.setattr(pretrain.speed_choice, "WORTH_SECONDS", 0.0)
