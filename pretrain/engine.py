@@ -171,7 +171,7 @@ class Engine:
     def _peak_lr(config: TrainConfig, task: Task) -> float:
         batch_units = config.batch.size * task.units_per_sample()[0]
         warn_of_large_batch(batch_units)
-        optimizer, width = config.optimizer, task.width()
+        optimizer, width = config.optimizer, task.residual_width()
         if optimizer.lr is not None:
             return optimizer.lr
         if optimizer.name != "muon":

@@ -75,7 +75,7 @@ class Task(ABC):
     def units_per_sample(self) -> tuple[int, str]:
         """How many units one sample counts for throughput and budgets, and their name: (512, "tokens")."""
 
-    def width(self) -> int | None:
+    def residual_width(self) -> int | None:
         """Channels of the residual stream, for the rule of the learning rate; None where there is no such number."""
         return None
 

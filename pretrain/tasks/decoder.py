@@ -283,7 +283,7 @@ class DecoderTask(Task):
             names |= {"loss": "loss_gt", "divergence": "loss_kd"}
         return {names[name]: values_BS.sum() / count for name, values_BS in tokens.items() if name in names}
 
-    def width(self) -> int | None:
+    def residual_width(self) -> int | None:
         return int(self.model_config.hidden_size)
 
     def flops_per_sample(self) -> float:

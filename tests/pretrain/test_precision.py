@@ -105,8 +105,8 @@ def on_other_ranks(folder: Path) -> None:
     for optimizer in ("adamw", "muon"):
         case = Case(1, optimizer, "none")
         config = config_of(
-            "--batch.size", "12", "--batch.micro_size", "2", "--engine.precision", "bf16", "--optimizer.name", optimizer,
-            "--optimizer.lr", "1e-6",
+            "--batch.size", "12", "--batch.micro_size", "2", "--engine.precision", "bf16", "--optimizer.lr", "1e-6",
+            "--optimizer.name", optimizer,
         )  # fmt: skip
         engine = Engine(config, config.task, world)
         assert type(engine.wrapped.optimizer).__name__ == "BF16_Optimizer"

@@ -75,7 +75,7 @@ def test_beside_muon_the_rate_falls_with_the_width():
     class Wide(ToyTask):
         default_optimizer = "muon"
 
-        def width(self):
+        def residual_width(self):
             return 512
 
     peak = lambda task, **given: Engine._peak_lr(  # noqa: E731
