@@ -99,7 +99,7 @@ def main() -> None:
 
     def config(stage: int) -> TrainConfig:
         sizes = BatchConfig(size=options.batch_size, micro_size=options.batch_size)
-        optimizer, engine = OptimizerConfig(lr=1e-4), EngineConfig(zero_stage=stage)  # type: ignore[arg-type]
+        optimizer, engine = OptimizerConfig(name="adamw", lr=1e-4), EngineConfig(zero_stage=stage)  # type: ignore[arg-type]
         return TrainConfig(task=task, output="", steps=1, batch=sizes, optimizer=optimizer, engine=engine)
 
     steps = {"plain": plain_step(task, config(0), batch)}

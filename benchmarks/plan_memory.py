@@ -76,7 +76,7 @@ def configuration(
         output="",
         steps=STEPS,
         batch=BatchConfig(size=micro_size * ranks * accumulation, micro_size=micro_size),
-        optimizer=OptimizerConfig(lr=1e-4),
+        optimizer=OptimizerConfig(name="adamw", lr=1e-4),
         engine=EngineConfig(zero_stage=stage, precision=precision),  # type: ignore[arg-type]
     )
 

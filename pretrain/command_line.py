@@ -129,7 +129,11 @@ def explain(message: str, parser: ArgumentParser) -> str:
 
 
 def nearest(unknown: str, fields: Sequence[str]) -> str:
-    """The field most like `unknown`, by full path or by last name."""
+    """The field with the initials of `unknown` (lr: learning_rate), or most like it, by full path or by last name."""
+    group, _, leaf = unknown.rpartition(".")
+    initials = ".".join(part for part in (group, "".join(word[0] for word in leaf.split("_") if word)) if part)
+    if initials in fields and "_" in leaf:
+        return initials
 
     def similarity(field: str) -> float:
         whole = difflib.SequenceMatcher(None, unknown, field).ratio()

@@ -70,6 +70,8 @@ class DecoderTask(Task):
     """Whether documents of a packed row are hidden from each other."""
     attention: str = AUTO
     """What was asked for."""
+    z_loss = 0.0
+    """Coefficient of the z-loss."""
     _planned_for = "cuda"
     compiled_on_accelerators = True
 
