@@ -20,6 +20,11 @@ def test_only_known_warnings_are_silenced(monkeypatch: pytest.MonkeyPatch):
     }
     compiler = logging.getLogger("torch.utils.cpp_extension")
     monkeypatch.setattr(compiler, "level", logging.WARNING)
+    records: list[str] = []
+    deepspeed, listener = logging.getLogger("DeepSpeed"), logging.Handler()
+    listener.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
+    monkeypatch.setattr(deepspeed, "handlers", [listener])
+    monkeypatch.setattr(deepspeed, "filters", [])
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         library_warnings.silence_library_warnings()
@@ -27,3 +32,6 @@ def test_only_known_warnings_are_silenced(monkeypatch: pytest.MonkeyPatch):
             warnings.warn(message, category, stacklevel=1)
     assert [str(each.message) for each in seen] == list(said)[2:]
     assert compiler.level == logging.ERROR
+    for message in ("**** You are using ZeRO with an untested optimizer, proceed with caution *****", "something else"):
+        deepspeed.warning(message)
+    assert records == ["something else"]
