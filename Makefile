@@ -35,7 +35,8 @@ test: venv
 # What depends on the versions of what is installed, with the lowest that pyproject.toml allows (docs/testing.md).
 LOWEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_lowest arch/test_llama_equivalence arch/test_attention \
 	arch/test_export tokenizer/test_train data_pipeline/test_loader data_pipeline/test_prepare pretrain/test_optimizer \
-	pretrain/test_precision pretrain/test_loss pretrain/test_loss_kernel pretrain/test_rotary pretrain/test_language_model \
+	pretrain/test_muon pretrain/test_newton_schulz pretrain/test_precision pretrain/test_loss pretrain/test_loss_kernel \
+	pretrain/test_rotary pretrain/test_language_model \
 	pretrain/test_checkpoint pretrain/test_guards pretrain/test_resharding pretrain/test_word_recognition eval/test_lm))
 test-lowest: .venv-lowest/.installed
 	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(LOWEST_TESTS) $(ARGS)
@@ -50,7 +51,7 @@ PROCESSORS ?= TEST_BF16=1 TEST_BF16=0 ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPAB
 	ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 OMP_NUM_THREADS=2
 PROCESSOR_TESTS ?= $(addprefix tests/,$(addsuffix .py,arch/test_series_activation arch/test_llama_equivalence \
 	arch/test_attention arch/test_augmented_shortcut arch/test_parseq arch/test_factorised_embedding \
-	arch/test_visual_vq pretrain/test_optimizer pretrain/test_precision pretrain/test_loss pretrain/test_attention \
+	arch/test_visual_vq pretrain/test_optimizer pretrain/test_newton_schulz pretrain/test_precision pretrain/test_loss pretrain/test_attention \
 	pretrain/test_rotary pretrain/test_distillation pretrain/test_language_model pretrain/test_speed_choice \
 	pretrain/test_checkpoint pretrain/test_guards pretrain/test_resharding))
 test-processors: venv
