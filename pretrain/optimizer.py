@@ -57,28 +57,25 @@ def parameter_groups(
     if unknown := undecayed - set(named):
         raise ValueError(f"no_weight_decay() names parameters that the model does not have: {sorted(unknown)}")
     tables, head = _tables(model), _head(model)
-    embeddings = tables | head
     factors = _factors([name for name, p in named.items() if p.requires_grad], lr_factors or {})
+    kind_of = {}
     for name in factors:
         parameter = named[name]
         if parameter.ndim < 2 or name in undecayed:
-            factors[name] *= config.vector_lr_factor
+            kind_of[name], own = "undecayed", config.vector_lr_factor
         elif id(parameter) in tables:
-            factors[name] *= config.embedding_lr_factor
+            kind_of[name], own = "decayed", config.embedding_lr_factor
         elif id(parameter) in head:
-            factors[name] *= config.head_lr_factor
+            kind_of[name], own = "decayed", config.head_lr_factor
+        else:
+            kind_of[name], own = ("muon" if config.name == "muon" else "decayed"), 1.0
+        factors[name] *= own
     kinds = ("muon", "decayed", "undecayed")
     members: dict[tuple[str, float], list[str]] = {
         (kind, factor): [] for factor in dict.fromkeys([1.0, *factors.values()]) for kind in kinds
     }
     for name, factor in factors.items():
-        parameter = named[name]
-        if parameter.ndim < 2 or name in undecayed:
-            members["undecayed", factor].append(name)
-        elif config.name == "muon" and id(parameter) not in embeddings:
-            members["muon", factor].append(name)
-        else:
-            members["decayed", factor].append(name)
+        members[kind_of[name], factor].append(name)
     for (kind, _), group in members.items():
         if kind == "muon":  # in the order in which DeepSpeed's Muon has written them, which earlier checkpoints keep
             group.sort(key=lambda name: named[name].shape, reverse=True)

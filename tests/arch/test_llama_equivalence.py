@@ -18,16 +18,19 @@ def llama(**fields) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**LLAMA_SHAPE, **fields))
 
 
+def trained_once(model, ids_BS, attention):
+    model.set_attn_implementation(attention)
+    output = model(input_ids=ids_BS, labels=ids_BS)
+    output.loss.backward()
+    return output
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("fields", [{}, {"tie_word_embeddings": True}, {"attention_bias": True, "mlp_bias": True}])
 def test_plain_model_is_bit_equal_to_llama(build, ids_BS, fields, attention):
     theirs = llama(**fields)
     ours = build(**PLAIN, **fields)
-    outputs = []
-    for model in (theirs, ours):
-        model.set_attn_implementation(attention)
-        outputs.append(model(input_ids=ids_BS, labels=ids_BS))
-        outputs[-1].loss.backward()
+    outputs = [trained_once(model, ids_BS, attention) for model in (theirs, ours)]
     assert torch.equal(outputs[0].logits, outputs[1].logits)
     assert torch.equal(outputs[0].loss, outputs[1].loss)
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
@@ -50,11 +53,7 @@ def test_normed_queries_and_keys_are_bit_equal_to_qwen3(build, ids_BS, attention
     ours = build(**PLAIN, qk_norm=True, shake=True)
     theirs = Qwen3ForCausalLM(Qwen3Config(**LLAMA_SHAPE, head_dim=16, use_sliding_window=False))
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    outputs = []
-    for model in (theirs, ours):
-        model.set_attn_implementation(attention)
-        outputs.append(model(input_ids=ids_BS, labels=ids_BS))
-        outputs[-1].loss.backward()
+    outputs = [trained_once(model, ids_BS, attention) for model in (theirs, ours)]
     assert torch.equal(outputs[0].logits, outputs[1].logits)
     for name, parameter in theirs.named_parameters():
         assert torch.equal(parameter.grad, ours.get_parameter(name).grad), name
