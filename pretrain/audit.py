@@ -38,16 +38,18 @@ def audit(
         "parameters": f"{engine.parameters:,}",
         "optimizer": type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__,
     }
-    for planned, actual in zip(engine.groups, engine.optimizer.param_groups, strict=True):
+    course = config.optimizer.weight_decay_schedule
+    for planned, actual, peak_of in zip(engine.groups, engine.optimizer.param_groups, engine.peaks, strict=True):
         numel = sum(parameter.numel() for parameter in planned.parameters)
         rows[f"group {planned.name}"] = (
-            f"{len(planned.parameters)} tensors, lr {actual['lr']:.3g}, weight decay {actual['weight_decay']:g}"
+            f"{len(planned.parameters)} tensors, lr {peak_of['lr']:.3g}, weight decay {peak_of['weight_decay']:g}"
+            + (f" ({course})" if planned.weight_decay and course != "constant" else "")
             + (", Muon" if planned.use_muon else "")
         )
-        if not math.isclose(actual["weight_decay"], planned.weight_decay):
+        if not math.isclose(peak_of["weight_decay"], planned.weight_decay):
             raise RuntimeError(
                 f"group {planned.name} should have weight decay {planned.weight_decay}, the optimizer has "
-                f"{actual['weight_decay']}"
+                f"{peak_of['weight_decay']}"
             )
         held = sum(parameter.numel() for parameter in actual["params"]) * (world.size if engine.stage else 1)
         if engine.stage < 3 and held < numel:

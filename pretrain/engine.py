@@ -34,6 +34,7 @@ from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
 from pretrain.pieces import held_pieces
 from pretrain.precision import gradient_settings, resolve_gradient_precision, resolve_precision
 from pretrain.rate_rules import warn_of_large_batch
+from pretrain.schedule import Hyperparameters
 from pretrain.tasks.base import Task, TaskModule
 from pretrain.transfers import Reading
 
@@ -141,7 +142,7 @@ class Engine:
         self.parameters = sum(p.numel() for group in self.groups for p in group.parameters)
         self.peak_lr = self._peak_lr(config, task)
         self.task, self.world, self.stage = task, world, config.engine.zero_stage
-        self._clip = config.optimizer.clip
+        self._settings = config.optimizer
         self.deepspeed_config = deepspeed_config(config, world.size, self.parameters)
         optimizer = self._optimizer(config, model)
         if sharded:
@@ -158,7 +159,8 @@ class Engine:
             inner.place(held_pieces(self), world)
         self._norm: Reading | None = None
         self._hook = optimizer.register_step_pre_hook(self._before_update) if self.stage else None
-        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.peaks = [{name: group[name] for name in ("lr", "weight_decay")} for group in self.optimizer.param_groups]
+        """Of every group, what schedules multiply."""
 
     def _optimizer(self, config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
         build = partial(build_optimizer, config=config.optimizer, lr=self.peak_lr)
@@ -203,11 +205,22 @@ class Engine:
         momenta = ", momenta cut like weights" if any(group.use_muon for group in self.groups) else ""
         return f"{type(self.wrapped.optimizer).__name__}, weights in {weights}, optimizer offloaded: {device}{momenta}"
 
-    def set_learning_rate(self, factor: float) -> float:
-        """Sets every group to `factor` times its peak; returns AdamW's rate (before the task's own factors)."""
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = factor * peak
-        return factor * self.peak_lr
+    def set_hyperparameters(self, now: Hyperparameters) -> dict[str, float]:
+        """Sets every group's; what a checkpoint has brought counts no more.
+
+        Returns:
+            For the log: AdamW's learning rate (before the task's own factors), and what else moves in this run.
+        """
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"], group["weight_decay"] = now.rate * peak["lr"], now.decay * peak["weight_decay"]
+            if group.get("use_muon"):
+                group["momentum"] = now.momentum
+        settings, moving = self._settings, {"lr": now.rate * self.peak_lr}
+        if settings.weight_decay_schedule != "constant":
+            moving["weight_decay"] = now.decay * settings.weight_decay
+        if settings.name == "muon" and settings.muon_momentum_warmup_steps:
+            moving["muon_momentum"] = now.momentum
+        return moving
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradient of one micro-batch; on the last one gradients are averaged over ranks."""
@@ -233,8 +246,8 @@ class Engine:
         if not finite:
             for parameter in with_gradient:
                 parameter.grad = None
-        elif self._clip:
-            torch.nn.utils.clip_grads_with_norm_(with_gradient, self._clip, norm)
+        elif self._settings.clip:
+            torch.nn.utils.clip_grads_with_norm_(with_gradient, self._settings.clip, norm)
         self.wrapped.step()
         return finite
 
@@ -254,9 +267,9 @@ class Engine:
         norm = self.wrapped.optimizer._global_grad_norm
         if self._norm is None:
             self._norm = Reading(norm.reshape(1))
-        if not self._clip:
+        if not self._settings.clip:
             return
-        factor = 1.0 / torch.clamp((norm + 1e-6) / self._clip, min=1.0)
+        factor = 1.0 / torch.clamp((norm + 1e-6) / self._settings.clip, min=1.0)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

@@ -171,7 +171,7 @@ class Trainer:
             began = time.monotonic()
             self.throughput.start()
             self.pace.begin()
-            rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
+            moving = engine.set_hyperparameters(self.rounds.hyperparameters(number, position.step))
             step = take_step(batches, coming, position.data_step, stop)
             self.record.add(position.data_step, step.loss, step.weight, step.samples_2B)
             verdict = self.guard.look(position.data_step, step.applied, step.loss)
@@ -192,7 +192,7 @@ class Trainer:
             if verdict.roll_back:
                 return self._roll_back(position)
             if position.step % config.telemetry.every == 0 or done:
-                self._log(position, step, rate, engine.gradient_norm, self.rounds.label(number))
+                self._log(position, step, moving, engine.gradient_norm, self.rounds.label(number))
             else:
                 telemetry.advance()
             # A signal may have come in the minutes that an evaluation takes.
@@ -326,7 +326,9 @@ class Trainer:
             self.telemetry.event(position.step, "batch size", self.batch_change)
             self.batch_change = ""
 
-    def _log(self, position: Position, step: Step, rate: float, norm: float, label: dict[str, int]) -> None:
+    def _log(
+        self, position: Position, step: Step, moving: dict[str, float], norm: float, label: dict[str, int]
+    ) -> None:
         rates = self.throughput.read(self.unit)
         spreads = self.phases.read(self.world)
         if straggler := self.stragglers.look(spreads, self.world, time.monotonic()):
@@ -336,7 +338,7 @@ class Trainer:
             "train",
             position.step,
             loss=step.loss,
-            lr=rate,
+            **moving,
             grad_norm=norm,
             **step.metrics,
             **consumed,
