@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -50,11 +51,30 @@ class BatchConfig:
     """How many samples make one optimizer step."""
 
     size: int = 32
-    """Global batch in samples (sequences); the same on any number of ranks."""
+    """Global batch in samples (sequences), with `ramp` the first one; the same on any number of ranks."""
     micro_size: int = 8
     """Samples of one forward pass on one rank; accumulation follows from size, micro_size and the world size."""
     allow_change: bool = False
     """Continue a run whose global batch was another, from the sample where it stands; its steps count as before."""
+    ramp: Sequence[tuple[int, int]] = ()
+    """Global batches of other sizes later on: [[number, size], ...], each from the global batch of that number (from 0,
+    as `data_pipeline replay` counts them) on. Other micro-batches are accumulated; the stream of samples, micro_size,
+    learning rates and schedules, which count steps, stay as they are."""
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """First number and size of the batches of every size, in their order."""
+        return [(0, self.size), *((first, size) for first, size in self.ramp)]
+
+    @property
+    def largest(self) -> int:
+        """The most samples of a step."""
+        return max(size for _, size in self.sizes)
+
+    def samples(self, steps: int) -> int:
+        """Samples of the first `steps` global batches together."""
+        ends = [first for first, _ in self.ramp] + [steps]
+        return sum(size * max(0, min(end, steps) - first) for (first, size), end in zip(self.sizes, ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,7 @@ class OptimizerConfig:
     lr: float | None = None
     """Peak learning rate of AdamW. None applies `batch_rule` to the global batch, or beside Muon `width_rule`."""
     batch_rule: BatchRule = field(default_factory=BatchRule)
-    """Learning rate of AdamW from the batch size, used when `lr` is None."""
+    """Learning rate of AdamW from the (largest) batch size, used when `lr` is None."""
     width_rule: WidthRule = field(default_factory=WidthRule)
     """Learning rate of what Muon does not update from the model's width, used when `lr` is None."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -310,6 +330,7 @@ class TrainConfig:
             value = attrgetter(name)(self)
             if value is not None and not value >= smallest:
                 raise ConfigurationError(f"{name} is {value}; it must be at least {smallest}")
+        self._check_ramp()
         roles = [f"optimizer.{role}_lr_factor" for role in ("embedding", "head", "vector")]
         for name in ("optimizer.lr", "optimizer.muon_lr", "optimizer.eps", *roles):
             value = attrgetter(name)(self)
@@ -343,6 +364,24 @@ class TrainConfig:
             raise ConfigurationError("engine.offload.parameters needs engine.zero_stage 3")
         if self.engine.offload.optimizer != "none" and self.engine.zero_stage == 0:
             raise ConfigurationError("engine.offload.optimizer needs engine.zero_stage 1, 2 or 3")
+
+    def _check_ramp(self) -> None:
+        """Whether a ramp can be: numbers that rise, whole batches, one round."""
+        firsts, sizes = ([pair[place] for pair in self.batch.sizes] for place in (0, 1))
+        if not all(before < after for before, after in pairwise(firsts)):
+            raise ConfigurationError(
+                f"batch.ramp begins at the batches {firsts[1:]}; give numbers that rise, the first of them above 0 "
+                "(batch.size is the size from 0 on)"
+            )
+        if min(sizes) < 1:
+            raise ConfigurationError(
+                f"batch.ramp has batches of {min(sizes)}; each pair is [number, size], size 1 or more"
+            )
+        if self.batch.ramp and self.rounds.count > 1:
+            raise ConfigurationError(
+                f"batch.ramp needs batches of one size in a run of {self.rounds.count} rounds, because later rounds "
+                "serve what the first one served; leave it empty, or set rounds.count to 1"
+            )
 
     @property
     def later_steps(self) -> int:

@@ -46,20 +46,22 @@ small against the model, and at 100 MB and more they still use the whole network
 
 
 def accumulation_steps(config: TrainConfig, world_size: int) -> int:
-    """Micro-batches per rank and step.
+    """Micro-batches per rank and step, of the largest step where `batch.ramp` makes some larger than others.
 
     Raises:
-        ConfigurationError: the global batch cannot be divided among the ranks; says which sizes could.
+        ConfigurationError: a global batch cannot be divided among the ranks; says which sizes could.
     """
     per_pass = config.batch.micro_size * world_size
-    if config.batch.size % per_pass:
-        lower = config.batch.size // per_pass * per_pass
-        nearest = [size for size in (lower, lower + per_pass) if size > 0]
-        raise ConfigurationError(
-            f"batch.size {config.batch.size} cannot be divided into micro-batches of {config.batch.micro_size} on "
-            f"{world_size} ranks; possible sizes near it: {', '.join(map(str, nearest))}"
-        )
-    return config.batch.size // per_pass
+    for first, asked in config.batch.sizes:
+        if asked % per_pass:
+            lower = asked // per_pass * per_pass
+            nearest = [size for size in (lower, lower + per_pass) if size > 0]
+            raise ConfigurationError(
+                f"batch.{'ramp: ' if first else 'size '}{asked} cannot be divided into micro-batches of "
+                f"{config.batch.micro_size} on {world_size} ranks; possible sizes near it: "
+                f"{', '.join(map(str, nearest))}"
+            )
+    return config.batch.largest // per_pass
 
 
 def engine_at_stage(engine: EngineConfig, stage: int) -> EngineConfig:
@@ -104,7 +106,7 @@ def deepspeed_config(
     accumulation, precision = accumulation_steps(config, world_size), resolve_precision(config)
     gradients = resolve_gradient_precision(config, accumulation * world_size)
     derived: dict[str, Any] = {
-        "train_batch_size": config.batch.size,
+        "train_batch_size": config.batch.largest,
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 0.0,  # `Engine` clips: DeepSpeed would wait for the norm once per parameter group
@@ -171,7 +173,7 @@ class Engine:
 
     @staticmethod
     def _peak_lr(config: TrainConfig, task: Task) -> float:
-        batch_units = config.batch.size * task.units_per_sample()[0]
+        batch_units = config.batch.largest * task.units_per_sample()[0]
         warn_of_large_batch(batch_units)
         optimizer, width = config.optimizer, task.residual_width()
         if optimizer.lr is not None:
@@ -189,8 +191,17 @@ class Engine:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per rank and step."""
+        """Micro-batches per rank and step; of the largest step, until `accumulate` says otherwise."""
         return self.wrapped.gradient_accumulation_steps()
+
+    def accumulate(self, micro_batches: int) -> None:
+        """From the next step on, each has so many micro-batches on every rank, and its gradient is their mean."""
+        if micro_batches == self.accumulation:
+            return
+        per_pass = self.wrapped.train_micro_batch_size_per_gpu() * self.wrapped.dp_world_size
+        self.wrapped.set_train_batch_size(micro_batches * per_pass)
+        # DeepSpeed ends a step where this count, which it never resets, is a multiple of their number.
+        self.wrapped.micro_steps = 0
 
     @property
     def layout(self) -> str:
