@@ -181,7 +181,7 @@ class Trainer:
             position.non_finite, position.spikes = self.guard.non_finite, self.guard.spikes
             self.throughput.stop(self.order.batch_size_at(position.data_step - 1))
             self.phases.step(self.throughput.waited)
-            slow = self.pace.end()
+            slow = self.pace.end(len(batches))
             done = position.step == last
 
             if slow:
