@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from data_pipeline import Order
-from pretrain.command_line import parse
+from eval.forgetting import ForgettingError, TrainedRun
+from pretrain.command_line import parse, write_config
 from pretrain.config import BatchConfig
 from pretrain.distributed import initialise_world
 from pretrain.engine import Engine
 from pretrain.errors import ConfigurationError
 from pretrain.optimizer import build_optimizer, parameter_groups
 from pretrain.schedule import Hyperparameters
-from pretrain.trainer import Outcome
+from pretrain.trainer import Outcome, train
 from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import train_on_ranks
 from tests.pretrain.test_guards import SEED, SIZE, final_weights, run, toy
@@ -151,3 +152,11 @@ def test_samples_are_summed_batch_by_batch():
     batch = BatchConfig(size=8, ramp=[(2, 4), (3, 12), (5, 16)])
     assert [batch.samples(steps) for steps in range(8)] == [sum(SIZES[:steps]) for steps in range(8)]
     assert batch.largest == 16 and BatchConfig(size=8).samples(10) == 80
+
+
+def test_losses_of_batches_of_several_sizes_are_not_compared(tmp_path):
+    config, text = parse([*ramped(tmp_path), "--steps", "2"])
+    train(config)
+    write_config(tmp_path, text)
+    with pytest.raises(ForgettingError, match="its global batches have several sizes"):
+        TrainedRun.open(tmp_path)
