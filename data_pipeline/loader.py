@@ -57,7 +57,7 @@ class Loader:
     `step`: int64 [], the step that they belong to, for what a task draws once per step.
 
     Raises:
-        OrderError: the global batch is not a whole number of micro-batches on every rank.
+        OrderError: a global batch is not a whole number of micro-batches on every rank.
     """
 
     def __init__(
@@ -79,18 +79,17 @@ class Loader:
             raise OrderError(f"rank: expected 0 to {world_size - 1} (world_size {world_size}), found {rank}")
         if not 0 <= start_step <= stop_step:
             raise OrderError(f"steps: expected 0 <= start_step <= stop_step, found {start_step} and {stop_step}")
-        accumulation, rest = divmod(order.batch_size, world_size * micro_batch_size)
-        if rest or not accumulation:
-            raise OrderError(
-                f"batch_size {order.batch_size} is not a multiple of world_size {world_size} x micro_batch_size"
-                f" {micro_batch_size} = {world_size * micro_batch_size}; change one of the three"
-            )
+        for first, size in order.batch_sizes_from(start_step):
+            if first < max(stop_step, start_step + 1) and size % (world_size * micro_batch_size):
+                raise OrderError(
+                    f"batch_size {size} is not a multiple of world_size {world_size} x micro_batch_size"
+                    f" {micro_batch_size} = {world_size * micro_batch_size}; change one of the three"
+                )
         if len(source) != sum(order.sizes):
             raise OrderError(f"the order numbers {sum(order.sizes)} samples, but the source has {len(source)}")
-        self.accumulation = accumulation
         self.steps = range(start_step, stop_step)
         self._loader: DataLoader[list[Batch]] = DataLoader(
-            _Steps(source, order, collate, rank * accumulation, accumulation, micro_batch_size),
+            _Steps(source, order, collate, rank, world_size, micro_batch_size),
             batch_size=None,
             sampler=self.steps,
             num_workers=num_workers,
@@ -131,19 +130,19 @@ class _Steps(Dataset[list[Batch]]):
         source: Source,
         order: Order,
         collate: Collate,
-        first_micro_batch: int,
-        accumulation: int,
+        rank: int,
+        world_size: int,
         micro_batch_size: int,
     ):
         self.source = source
         self.order = order
         self.collate = collate
-        self.micro_batches = slice(first_micro_batch, first_micro_batch + accumulation)
+        self.rank, self.world_size = rank, world_size
         self.micro_batch_size = micro_batch_size
 
     def __getitem__(self, step: int) -> list[Batch]:
-        sample_ids_AB = self.order.batch(step).reshape(-1, self.micro_batch_size)[self.micro_batches]
-        return [self._batch(sample_ids_B, step) for sample_ids_B in sample_ids_AB]
+        sample_ids_RAB = self.order.batch(step).reshape(self.world_size, -1, self.micro_batch_size)
+        return [self._batch(sample_ids_B, step) for sample_ids_B in sample_ids_RAB[self.rank]]
 
     def _batch(self, sample_ids_B: np.ndarray, step: int) -> Batch:
         batch = self.collate([self.source.sample(index) for index in sample_ids_B.tolist()])

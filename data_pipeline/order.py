@@ -109,6 +109,21 @@ class Order:
         for step, size in changes:
             self.resize(step, size)
 
+    def resize_from(self, step: int, sizes: Sequence[tuple[int, int]]) -> None:
+        """Forgets the sizes of the batches from `step` on for others, in the form of `batch_sizes_from`."""
+        self._stretches = [stretch for stretch in self._stretches if stretch.first_step < step]
+        for first, size in sizes:
+            self.resize(first, size)
+
+    def batch_sizes_from(self, step: int) -> list[tuple[int, int]]:
+        """First step and size of the batches of every size from `step` on, the first of them at `step` itself."""
+        later = [stretch for stretch in self._stretches if stretch.first_step > step]
+        return [(step, self.batch_size_at(step)), *((stretch.first_step, stretch.batch_size) for stretch in later)]
+
+    def batch_size_at(self, step: int) -> int:
+        """Samples of global batch `step`."""
+        return self._stretch(step).batch_size
+
     def position(self, step: int) -> int:
         """Samples in all batches before global batch `step`."""
         begun = self._stretch(step)

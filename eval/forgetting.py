@@ -75,6 +75,8 @@ class TrainedRun:
         sources, weights = config.task.training_sources()
         order = RoundsOrder([len(source) for source in sources], config.batch.size, config.seed, weights)
         then = checkpoints[0].meta["identity"]["order"]
+        if "batch_changes" in then:
+            raise ForgettingError(f"{directory}: its global batches have several sizes, so their losses do not compare")
         if {name: then.get(name) for name in order.identity()} != json.loads(json.dumps(order.identity())):
             raise ForgettingError(f"{directory}: its data or config.yaml is not that of its checkpoints any more")
         seen = then["rounds"][0]["first_step"] if "rounds" in then else checkpoints[0].position.data_step

@@ -54,7 +54,7 @@ def measure_cell(cell: Cell, grid: MeasuredGrid) -> dict[str, Any]:
     task, steps = config.task, planned_steps(cell)
     checkpoint = cell.directory / "checkpoints" / f"step_{steps:08d}"
     units, unit = task.units_per_sample()
-    samples = steps * config.batch.size
+    samples = config.batch.samples(steps)
     measured = {
         **training_facts(cell),
         "parameters": sum(parameter.numel() for parameter in task.load_model(checkpoint).parameters()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,23 +32,26 @@ def audit(
         "precision": resolve_precision(config) + (", compiled" if config.engine.compile else ""),
         "gradients": describe_gradients(engine.wrapped),
         "arithmetic": describe_arithmetic(get_accelerator().device_name()),
-        "batch": f"{config.batch.size} samples = {world.size} ranks x {config.batch.micro_size} x "
-        f"{engine.accumulation} micro-batches ({config.batch.size * engine.task.units_per_sample()[0]:,} "
-        f"{engine.task.units_per_sample()[1]})",
+        "batch": f"{config.batch.largest} samples = {world.size} ranks x {config.batch.micro_size} x "
+        f"{engine.accumulation} micro-batches ({config.batch.largest * engine.task.units_per_sample()[0]:,} "
+        f"{engine.task.units_per_sample()[1]})"
+        + (f", the largest of {describe_sizes(config.batch.sizes)}" if config.batch.ramp else ""),
         "learning rate": f"peak {engine.peak_lr:.4g}" + (describe_rule(config.optimizer)),
         "parameters": f"{engine.parameters:,}",
         "optimizer": type(getattr(engine.optimizer, "optimizer", engine.optimizer)).__name__,
     }
-    for planned, actual in zip(engine.groups, engine.optimizer.param_groups, strict=True):
+    course = config.optimizer.weight_decay_schedule
+    for planned, actual, peak_of in zip(engine.groups, engine.optimizer.param_groups, engine.peaks, strict=True):
         numel = sum(parameter.numel() for parameter in planned.parameters)
         rows[f"group {planned.name}"] = (
-            f"{len(planned.parameters)} tensors, lr {actual['lr']:.3g}, weight decay {actual['weight_decay']:g}"
+            f"{len(planned.parameters)} tensors, lr {peak_of['lr']:.3g}, weight decay {peak_of['weight_decay']:g}"
+            + (f" ({course})" if planned.weight_decay and course != "constant" else "")
             + (", Muon" if planned.use_muon else "")
         )
-        if not math.isclose(actual["weight_decay"], planned.weight_decay):
+        if not math.isclose(peak_of["weight_decay"], planned.weight_decay):
             raise RuntimeError(
                 f"group {planned.name} should have weight decay {planned.weight_decay}, the optimizer has "
-                f"{actual['weight_decay']}"
+                f"{peak_of['weight_decay']}"
             )
         held = sum(parameter.numel() for parameter in actual["params"]) * (world.size if engine.stage else 1)
         if engine.stage < 3 and held < numel:
@@ -55,6 +59,12 @@ def audit(
     rows["peak"] = peak
     rows["resume"] = f"from step {position.step}" if position.step else "fresh start"
     return rows | task_rows
+
+
+def describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """Global batches of a run: of which size at first, and from which number on of which others."""
+    (_, size), *later = sizes
+    return f"{size}" + "".join(f", from batch {first} on {other}" for first, other in later)
 
 
 def describe_rule(config: OptimizerConfig) -> str:

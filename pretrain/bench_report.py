@@ -221,7 +221,7 @@ def _own(config: TrainConfig) -> Candidate:
 
 
 def _allowed(config: TrainConfig, ranks: int) -> Callable[[int], bool]:
-    return lambda micro_size: config.batch.size % (micro_size * ranks) == 0
+    return lambda micro_size: all(size % (micro_size * ranks) == 0 for _, size in config.batch.sizes)
 
 
 def _refuse(given: Mapping[str, Any], path: tuple[str, ...]) -> None:

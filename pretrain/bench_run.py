@@ -108,6 +108,7 @@ class Runner:
         options = self.options
         own = yaml.safe_load(self.text)
         own.pop("output")
+        own["batch"] = {**own.get("batch", {}), "ramp": []}  # steps that are timed are of one size
         hook = {"warmup_steps": options.warmup_steps, "timed_steps": options.timed_steps,
                 "timed_seconds": options.timed_seconds}  # fmt: skip
         measured = {

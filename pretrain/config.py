@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any, Literal
 
 from pretrain.errors import ConfigurationError
 from pretrain.hooks import EvaluationHook
 from pretrain.rate_rules import BatchRule, WidthRule
-from pretrain.schedule import ScheduleConfig
+from pretrain.schedule import ScheduleConfig, fall
 from pretrain.tasks.base import Task
 
 SMALLEST = {
@@ -23,6 +24,7 @@ SMALLEST = {
     "batch.micro_size": 1,
     "optimizer.weight_decay": 0,
     "optimizer.clip": 0,
+    "optimizer.muon_momentum_warmup_steps": 0,
     "schedule.warmup_steps": 0,
     "loader.workers": 0,
     "loader.prefetch": 1,
@@ -49,11 +51,30 @@ class BatchConfig:
     """How many samples make one optimizer step."""
 
     size: int = 32
-    """Global batch in samples (sequences); the same on any number of ranks."""
+    """Global batch in samples (sequences), with `ramp` the first one; the same on any number of ranks."""
     micro_size: int = 8
     """Samples of one forward pass on one rank; accumulation follows from size, micro_size and the world size."""
     allow_change: bool = False
     """Continue a run whose global batch was another, from the sample where it stands; its steps count as before."""
+    ramp: Sequence[tuple[int, int]] = ()
+    """Global batches of other sizes later on: [[number, size], ...], each from the global batch of that number (from 0,
+    as `data_pipeline replay` counts them) on. Other micro-batches are accumulated; the stream of samples, micro_size,
+    learning rates and schedules, which count steps, stay as they are."""
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """First number and size of the batches of every size, in their order."""
+        return [(0, self.size), *((first, size) for first, size in self.ramp)]
+
+    @property
+    def largest(self) -> int:
+        """The most samples of a step."""
+        return max(size for _, size in self.sizes)
+
+    def samples(self, steps: int) -> int:
+        """Samples of the first `steps` global batches together."""
+        ends = [first for first, _ in self.ramp] + [steps]
+        return sum(size * max(0, min(end, steps) - first) for (first, size), end in zip(self.sizes, ends, strict=True))
 
 
 @dataclass(frozen=True)
@@ -66,7 +87,7 @@ class OptimizerConfig:
     lr: float | None = None
     """Peak learning rate of AdamW. None applies `batch_rule` to the global batch, or beside Muon `width_rule`."""
     batch_rule: BatchRule = field(default_factory=BatchRule)
-    """Learning rate of AdamW from the batch size, used when `lr` is None."""
+    """Learning rate of AdamW from the (largest) batch size, used when `lr` is None."""
     width_rule: WidthRule = field(default_factory=WidthRule)
     """Learning rate of what Muon does not update from the model's width, used when `lr` is None."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -75,12 +96,21 @@ class OptimizerConfig:
     """AdamW's epsilon."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms, biases and series scales are never decayed."""
+    weight_decay_schedule: Literal["constant", "linear", "cosine", "with_lr"] = "constant"
+    """Course of the coefficient `weight_decay`; a step shrinks weights by that times its learning rate, whatever the
+    course. linear and cosine (half of one) fall to zero at the last step; with_lr follows the learning rate's schedule,
+    so that the shrinking follows its square."""
     clip: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0 switches clipping off."""
     muon_lr: float = 0.02
     """Peak learning rate of the matrices that Muon updates."""
     muon_momentum: float = 0.95
     """Muon's momentum."""
+    muon_momentum_start: float = 0.85
+    """Muon's momentum at the first step, with `muon_momentum_warmup_steps`."""
+    muon_momentum_warmup_steps: int = 0
+    """Steps in which Muon's momentum goes in equal parts from `muon_momentum_start` to `muon_momentum`, once in a run;
+    0 has it constant. The trainer of Muon's authors takes 300 from 0.85 to 0.95."""
     muon_steps: Literal[4, 5] = 5
     """Newton-Schulz steps of Muon: 5 orthogonalise twice as closely as the usual constant ones, 4 about as closely."""
     embedding_lr_factor: float = 1.0
@@ -89,6 +119,25 @@ class OptimizerConfig:
     """Learning rate of an output head with weights of its own, in those of `lr`."""
     vector_lr_factor: float = 1.0
     """Learning rate of what is not decayed (norms, biases, series scales), in those of `lr`."""
+
+    def decay_factor(self, step: int, total_steps: int, rate: float) -> float:
+        """Weight decay's coefficient at `step` (from 0) as a fraction of `weight_decay`.
+
+        Args:
+            step: as the schedule of the learning rate counts it.
+            total_steps: of that schedule.
+            rate: the learning rate there as a fraction of its peak.
+        """
+        if self.weight_decay_schedule == "with_lr":
+            return rate
+        return 1.0 if self.weight_decay_schedule == "constant" else fall(self.weight_decay_schedule, step, total_steps)
+
+    def momentum(self, step: int) -> float:
+        """Muon's momentum at `step` of the run (from 0)."""
+        if step >= self.muon_momentum_warmup_steps:
+            return self.muon_momentum
+        done = step / self.muon_momentum_warmup_steps
+        return (1 - done) * self.muon_momentum_start + done * self.muon_momentum
 
 
 @dataclass(frozen=True)
@@ -281,6 +330,7 @@ class TrainConfig:
             value = attrgetter(name)(self)
             if value is not None and not value >= smallest:
                 raise ConfigurationError(f"{name} is {value}; it must be at least {smallest}")
+        self._check_ramp()
         roles = [f"optimizer.{role}_lr_factor" for role in ("embedding", "head", "vector")]
         for name in ("optimizer.lr", "optimizer.muon_lr", "optimizer.eps", *roles):
             value = attrgetter(name)(self)
@@ -290,6 +340,7 @@ class TrainConfig:
             ("optimizer.betas", max(self.optimizer.betas)),
             ("optimizer.betas", min(self.optimizer.betas)),
             ("optimizer.muon_momentum", self.optimizer.muon_momentum),
+            ("optimizer.muon_momentum_start", self.optimizer.muon_momentum_start),
         ):
             if not 0 <= value < 1:
                 raise ConfigurationError(f"{name} has {value}; it must be at least 0 and below 1")
@@ -313,6 +364,24 @@ class TrainConfig:
             raise ConfigurationError("engine.offload.parameters needs engine.zero_stage 3")
         if self.engine.offload.optimizer != "none" and self.engine.zero_stage == 0:
             raise ConfigurationError("engine.offload.optimizer needs engine.zero_stage 1, 2 or 3")
+
+    def _check_ramp(self) -> None:
+        """Whether a ramp can be: numbers that rise, whole batches, one round."""
+        firsts, sizes = ([pair[place] for pair in self.batch.sizes] for place in (0, 1))
+        if not all(before < after for before, after in pairwise(firsts)):
+            raise ConfigurationError(
+                f"batch.ramp begins at the batches {firsts[1:]}; give numbers that rise, the first of them above 0 "
+                "(batch.size is the size from 0 on)"
+            )
+        if min(sizes) < 1:
+            raise ConfigurationError(
+                f"batch.ramp has batches of {min(sizes)}; each pair is [number, size], size 1 or more"
+            )
+        if self.batch.ramp and self.rounds.count > 1:
+            raise ConfigurationError(
+                f"batch.ramp needs batches of one size in a run of {self.rounds.count} rounds, because later rounds "
+                "serve what the first one served; leave it empty, or set rounds.count to 1"
+            )
 
     @property
     def later_steps(self) -> int:

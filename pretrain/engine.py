@@ -34,6 +34,7 @@ from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
 from pretrain.pieces import held_pieces
 from pretrain.precision import gradient_settings, resolve_gradient_precision, resolve_precision
 from pretrain.rate_rules import warn_of_large_batch
+from pretrain.schedule import Hyperparameters
 from pretrain.tasks.base import Task, TaskModule
 from pretrain.transfers import Reading
 
@@ -45,20 +46,22 @@ small against the model, and at 100 MB and more they still use the whole network
 
 
 def accumulation_steps(config: TrainConfig, world_size: int) -> int:
-    """Micro-batches per rank and step.
+    """Micro-batches per rank and step, of the largest step where `batch.ramp` makes some larger than others.
 
     Raises:
-        ConfigurationError: the global batch cannot be divided among the ranks; says which sizes could.
+        ConfigurationError: a global batch cannot be divided among the ranks; says which sizes could.
     """
     per_pass = config.batch.micro_size * world_size
-    if config.batch.size % per_pass:
-        lower = config.batch.size // per_pass * per_pass
-        nearest = [size for size in (lower, lower + per_pass) if size > 0]
-        raise ConfigurationError(
-            f"batch.size {config.batch.size} cannot be divided into micro-batches of {config.batch.micro_size} on "
-            f"{world_size} ranks; possible sizes near it: {', '.join(map(str, nearest))}"
-        )
-    return config.batch.size // per_pass
+    for first, asked in config.batch.sizes:
+        if asked % per_pass:
+            lower = asked // per_pass * per_pass
+            nearest = [size for size in (lower, lower + per_pass) if size > 0]
+            raise ConfigurationError(
+                f"batch.{'ramp: ' if first else 'size '}{asked} cannot be divided into micro-batches of "
+                f"{config.batch.micro_size} on {world_size} ranks; possible sizes near it: "
+                f"{', '.join(map(str, nearest))}"
+            )
+    return config.batch.largest // per_pass
 
 
 def engine_at_stage(engine: EngineConfig, stage: int) -> EngineConfig:
@@ -103,7 +106,7 @@ def deepspeed_config(
     accumulation, precision = accumulation_steps(config, world_size), resolve_precision(config)
     gradients = resolve_gradient_precision(config, accumulation * world_size)
     derived: dict[str, Any] = {
-        "train_batch_size": config.batch.size,
+        "train_batch_size": config.batch.largest,
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 0.0,  # `Engine` clips: DeepSpeed would wait for the norm once per parameter group
@@ -141,7 +144,7 @@ class Engine:
         self.parameters = sum(p.numel() for group in self.groups for p in group.parameters)
         self.peak_lr = self._peak_lr(config, task)
         self.task, self.world, self.stage = task, world, config.engine.zero_stage
-        self._clip = config.optimizer.clip
+        self._settings = config.optimizer
         self.deepspeed_config = deepspeed_config(config, world.size, self.parameters)
         optimizer = self._optimizer(config, model)
         if sharded:
@@ -158,7 +161,8 @@ class Engine:
             inner.place(held_pieces(self), world)
         self._norm: Reading | None = None
         self._hook = optimizer.register_step_pre_hook(self._before_update) if self.stage else None
-        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.peaks = [{name: group[name] for name in ("lr", "weight_decay")} for group in self.optimizer.param_groups]
+        """Of every group, what schedules multiply."""
 
     def _optimizer(self, config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
         build = partial(build_optimizer, config=config.optimizer, lr=self.peak_lr)
@@ -169,7 +173,7 @@ class Engine:
 
     @staticmethod
     def _peak_lr(config: TrainConfig, task: Task) -> float:
-        batch_units = config.batch.size * task.units_per_sample()[0]
+        batch_units = config.batch.largest * task.units_per_sample()[0]
         warn_of_large_batch(batch_units)
         optimizer, width = config.optimizer, task.residual_width()
         if optimizer.lr is not None:
@@ -187,8 +191,17 @@ class Engine:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per rank and step."""
+        """Micro-batches per rank and step; of the largest step, until `accumulate` says otherwise."""
         return self.wrapped.gradient_accumulation_steps()
+
+    def accumulate(self, micro_batches: int) -> None:
+        """From the next step on, each has so many micro-batches on every rank, and its gradient is their mean."""
+        if micro_batches == self.accumulation:
+            return
+        per_pass = self.wrapped.train_micro_batch_size_per_gpu() * self.wrapped.dp_world_size
+        self.wrapped.set_train_batch_size(micro_batches * per_pass)
+        # DeepSpeed ends a step where this count, which it never resets, is a multiple of their number.
+        self.wrapped.micro_steps = 0
 
     @property
     def layout(self) -> str:
@@ -203,11 +216,22 @@ class Engine:
         momenta = ", momenta cut like weights" if any(group.use_muon for group in self.groups) else ""
         return f"{type(self.wrapped.optimizer).__name__}, weights in {weights}, optimizer offloaded: {device}{momenta}"
 
-    def set_learning_rate(self, factor: float) -> float:
-        """Sets every group to `factor` times its peak; returns AdamW's rate (before the task's own factors)."""
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = factor * peak
-        return factor * self.peak_lr
+    def set_hyperparameters(self, now: Hyperparameters) -> dict[str, float]:
+        """Sets every group's; what a checkpoint has brought counts no more.
+
+        Returns:
+            For the log: AdamW's learning rate (before the task's own factors), and what else moves in this run.
+        """
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"], group["weight_decay"] = now.rate * peak["lr"], now.decay * peak["weight_decay"]
+            if group.get("use_muon"):
+                group["momentum"] = now.momentum
+        settings, moving = self._settings, {"lr": now.rate * self.peak_lr}
+        if settings.weight_decay_schedule != "constant":
+            moving["weight_decay"] = now.decay * settings.weight_decay
+        if settings.name == "muon" and settings.muon_momentum_warmup_steps:
+            moving["muon_momentum"] = now.momentum
+        return moving
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradient of one micro-batch; on the last one gradients are averaged over ranks."""
@@ -233,8 +257,8 @@ class Engine:
         if not finite:
             for parameter in with_gradient:
                 parameter.grad = None
-        elif self._clip:
-            torch.nn.utils.clip_grads_with_norm_(with_gradient, self._clip, norm)
+        elif self._settings.clip:
+            torch.nn.utils.clip_grads_with_norm_(with_gradient, self._settings.clip, norm)
         self.wrapped.step()
         return finite
 
@@ -254,9 +278,9 @@ class Engine:
         norm = self.wrapped.optimizer._global_grad_norm
         if self._norm is None:
             self._norm = Reading(norm.reshape(1))
-        if not self._clip:
+        if not self._settings.clip:
             return
-        factor = 1.0 / torch.clamp((norm + 1e-6) / self._clip, min=1.0)
+        factor = 1.0 / torch.clamp((norm + 1e-6) / self._settings.clip, min=1.0)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

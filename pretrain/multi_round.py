@@ -29,6 +29,7 @@ from pretrain.engine import Engine
 from pretrain.errors import ConfigurationError
 from pretrain.ledger import Ledger, LossFile, unit_means
 from pretrain.loss_record import record_file
+from pretrain.schedule import Hyperparameters
 from pretrain.scoring import score_samples
 from pretrain.selection import Choice, choose, gumbel_seed
 from pretrain.stop_signal import StopSignal
@@ -70,12 +71,14 @@ class MultiRound:
         """Data step at which round `number` begins; known once it has begun."""
         return 0 if number == 1 else self.order.later[number - 2].first_step
 
-    def factor(self, number: int, step: int) -> float:
-        """Learning rate of `step` as a fraction of the peak."""
-        if self.rounds.schedule == "continue":
-            return self.config.schedule.factor(step, self.config.total_steps)
-        first = self.first(number)
-        return self.config.schedule.factor(step - first, self.last(number) - first)
+    def hyperparameters(self, number: int, step: int) -> Hyperparameters:
+        """What holds at `step` of the run, in round `number`; momentum, which rounds do not reset, warms up once."""
+        first, last = 0, self.config.total_steps
+        if self.rounds.schedule == "fresh":
+            first, last = self.first(number), self.last(number)
+        at, optimizer = (step - first, last - first), self.config.optimizer
+        rate = self.config.schedule.factor(*at)
+        return Hyperparameters(rate, optimizer.decay_factor(*at, rate), optimizer.momentum(step))
 
     def label(self, number: int) -> dict[str, int]:
         """What a telemetry row says about the round: nothing where there is only one."""

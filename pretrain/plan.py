@@ -179,8 +179,8 @@ def make_plan(config: TrainConfig, options: PlanConfig, device: Device | None = 
     fitting = [choice for choice in choices if choice.fits]
     picked = min(fitting, key=lambda c: (c.checkpointing, c.stage), default=None)
     per_sample, unit = task.units_per_sample()
-    samples = config.total_steps * config.batch.size
-    rescored = (config.rounds.count - 1) * config.steps * config.batch.size * (config.rounds.loss_source == "frozen")
+    samples = config.batch.samples(config.total_steps)
+    rescored = (config.rounds.count - 1) * config.batch.samples(config.steps) * (config.rounds.loss_source == "frozen")
     kept = picked or choices[0]
     weights = 4 if kept.precision == "fp32" else 2
     masters = 0 if kept.precision == "fp32" and kept.stage == 0 else MASTER_BYTES
@@ -199,7 +199,7 @@ def make_plan(config: TrainConfig, options: PlanConfig, device: Device | None = 
         unit=unit,
         flops=task.flops_per_sample() * (samples + rescored / 3),
         checkpoint=2 * weights * (states.parameters + states.frozen) + (masters + MOMENT_BYTES) * states.parameters,
-        shards=_shards(task, config.steps * config.batch.size * per_sample),
+        shards=_shards(task, config.batch.samples(config.steps) * per_sample),
     )
 
 

@@ -27,10 +27,11 @@ def describe(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     options, batch, device = plan.options, plan.config.batch, plan.device
     usable = device.memory * (1 - options.headroom)
-    per_step = batch.size * plan.config.task.units_per_sample()[0]
+    name = "largest batch" if batch.ramp else "batch"
+    per_step = batch.largest * plan.config.task.units_per_sample()[0]
     return [
         f"{plan.parameters:,} parameters; {options.nodes} node(s) x {options.gpus} rank(s) = {options.ranks} ranks",
-        f"batch {batch.size} = {options.ranks} ranks x {batch.micro_size} x {plan.accumulation} micro-batches, "
+        f"{name} {batch.largest} = {options.ranks} ranks x {batch.micro_size} x {plan.accumulation} micro-batches, "
         f"{per_step:,} {plan.unit} a step",
         f"memory {_size(device.memory)} a rank ({device.memory_source}), {_size(usable)} usable: "
         f"headroom {options.headroom:.0%} is an assumption",

@@ -1,16 +1,18 @@
-"""Learning-rate schedules as pure functions of the step: nothing to save, nothing to resume.
+"""Schedules as pure functions of the step: nothing to save, nothing to resume. Those of the learning rate:
 
 cosine   warm-up, then half a cosine from the peak to `final_ratio` of it           (PanGu-pi, spec section 5)
 wsd      warm-up, stable, then a decay over the last `decay_fraction` of the run    (warmup-stable-decay)
 constant warm-up, then the peak
 onecycle half a cosine up from 1/25 of the peak, half a cosine down to `final_ratio`    (scene-text recognition)
+
+Weight decay's coefficient and Muon's momentum may move too (`OptimizerConfig`), by the same counts of steps.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 ONECYCLE_START = 1 / 25
 """Where `onecycle` begins, as a share of the peak; torch's OneCycleLR has the same default."""
@@ -54,6 +56,26 @@ class ScheduleConfig:
         else:
             shape = 0.5 * (1 + math.cos(math.pi * _progress(step, warmup, total_steps)))
         return self.final_ratio + (1 - self.final_ratio) * shape
+
+
+class Hyperparameters(NamedTuple):
+    """What moves from step to step."""
+
+    rate: float
+    """Learning rate, as a fraction of each group's peak."""
+    decay: float
+    """Coefficient of weight decay, as a fraction of the configured one."""
+    momentum: float
+    """Muon's."""
+
+
+def fall(shape: Literal["linear", "cosine"], step: int, total_steps: int) -> float:
+    """From 1 at step 0 to 0 at the last step, in equal parts or as half a cosine.
+
+    Public trainers that race with Muon let its weight decay fall so (github.com/karpathy/nanochat has had both shapes).
+    """
+    progress = _progress(step, 0, total_steps)
+    return 1 - progress if shape == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _progress(step: int, begin: int, end: int) -> float:

@@ -53,8 +53,11 @@ class SlowSteps:
         """A step begins."""
         self._began = self._wall(), self._processor()
 
-    def end(self) -> str:
+    def end(self, micro_batches: int = 1) -> str:
         """The step has ended.
+
+        Args:
+            micro_batches: of this rank in it; a step of more takes longer, which says nothing about the machine.
 
         Returns:
             A sentence when steps have become slow, at most once in `PAUSE` seconds, else an empty string.
@@ -62,8 +65,8 @@ class SlowSteps:
         now = self._wall()
         seconds, computed = now - self._began[0], self._processor() - self._began[1]
         usual = median(self._course) if len(self._course) >= FEWEST else None
-        self._course.append(seconds)
-        slow = usual is not None and seconds > TIMES * usual
+        self._course.append(seconds / micro_batches)
+        slow = usual is not None and seconds > TIMES * usual * micro_batches
         self._recent.append(slow)
         self._shares.append(computed / max(seconds * max(self.threads, 1), 1e-9))
         if sum(self._recent) < SLOW_AMONG:
@@ -74,7 +77,7 @@ class SlowSteps:
         if not slow or usual is None or pausing or now - self._since < LASTING:
             return ""
         self._noted = now
-        return f"{seconds:.3g} s a step, usual until now: {usual:.3g} s; {self._advice()}"
+        return f"{seconds:.3g} s a step, usual until now: {usual * micro_batches:.3g} s; {self._advice()}"
 
     def _advice(self) -> str:
         share = median(self._shares)

@@ -128,7 +128,7 @@ def _as_asked(config: TrainConfig, choice: SpeedChoice) -> SpeedChoice:
 
 def _arithmetic_seconds(config: TrainConfig, world: World, peak_tflops: float) -> float:
     """What the run takes at the least."""
-    flops = config.total_steps * config.batch.size * config.task.flops_per_sample()
+    flops = config.batch.samples(config.total_steps) * config.task.flops_per_sample()
     return flops / (peak_tflops * 1e12 * world.size)
 
 
@@ -158,7 +158,7 @@ def _measured(config: TrainConfig, world: World, measure: Measure) -> SpeedChoic
             best, fastest = precision, taken
     compiled = not eager
     if asked.compile == "auto":
-        left = fastest * config.total_steps * config.batch.size / (config.batch.micro_size * world.size)
+        left = fastest * config.batch.samples(config.total_steps) / (config.batch.micro_size * world.size)
         if left * COMPILE_SAVES > COMPILE_SECONDS:
             compiled = look(best, True) < FASTER * fastest
         else:

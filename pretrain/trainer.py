@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from data_pipeline import Loader, Mixture, RoundsOrder
+from data_pipeline import Loader, Mixture, Order, RoundsOrder
 from pretrain.agreement import agree_on_data, check_shared_output
 from pretrain.arithmetic import set_arithmetic
-from pretrain.audit import audit, publish
+from pretrain.audit import audit, describe_sizes, publish
 from pretrain.checkpoint import Checkpoints, Position, Saved
 from pretrain.compilation import eager
 from pretrain.config import TrainConfig
@@ -70,6 +70,7 @@ class Trainer:
         self.validation = self.task.validation_sources()
         self.source = Mixture(sources, weights)
         self.order = RoundsOrder([len(s) for s in sources], config.batch.size, config.seed, weights)
+        self.order.restart(config.batch.size, config.batch.ramp)
         accumulation_steps(config, self.world.size)
         # Taken before a model is built, which may complete the task's configuration.
         self.fixed_identity = {"data": self.source.identity(), "task": self.task.identity()}
@@ -171,16 +172,16 @@ class Trainer:
             began = time.monotonic()
             self.throughput.start()
             self.pace.begin()
-            rate = engine.set_learning_rate(self.rounds.factor(number, position.step))
+            moving = engine.set_hyperparameters(self.rounds.hyperparameters(number, position.step))
             step = take_step(batches, coming, position.data_step, stop)
             self.record.add(position.data_step, step.loss, step.weight, step.samples_2B)
             verdict = self.guard.look(position.data_step, step.applied, step.loss)
             position.step, position.data_step = position.step + 1, position.data_step + 1
             position.skipped += not step.applied
             position.non_finite, position.spikes = self.guard.non_finite, self.guard.spikes
-            self.throughput.stop(config.batch.size)
+            self.throughput.stop(self.order.batch_size_at(position.data_step - 1))
             self.phases.step(self.throughput.waited)
-            slow = self.pace.end()
+            slow = self.pace.end(len(batches))
             done = position.step == last
 
             if slow:
@@ -192,7 +193,7 @@ class Trainer:
             if verdict.roll_back:
                 return self._roll_back(position)
             if position.step % config.telemetry.every == 0 or done:
-                self._log(position, step, rate, engine.gradient_norm, self.rounds.label(number))
+                self._log(position, step, moving, engine.gradient_norm, self.rounds.label(number))
             else:
                 telemetry.advance()
             # A signal may have come in the minutes that an evaluation takes.
@@ -251,37 +252,41 @@ class Trainer:
         position = saved.position if saved else Position()
         self.rounds.reopen(position, saved.meta["identity"]["order"].get("rounds", []) if saved else [])
         if saved is not None:
-            change = self._resume_sizes(saved)
+            changes = self._resume_sizes(saved)
             self.checkpoints.load(engine, saved, self._identity())
-            if change:
-                self.order.resize(position.data_step, self.config.batch.size)
+            if changes:
+                self.order.resize_from(position.data_step, changes)
         if resume_from is not None:
             position.data_step, position.non_finite, position.spikes = resume_from, 0, 0
         return position
 
-    def _resume_sizes(self, saved: Saved) -> bool:
-        """Gives the order the global batches of a checkpoint; returns whether they are to change from there on.
+    def _resume_sizes(self, saved: Saved) -> list[tuple[int, int]]:
+        """Gives the order the global batches of a checkpoint; returns those from there on if they are to be others.
 
         Raises:
-            ConfigurationError: they would, but it was not asked for, or the run has several rounds.
+            ConfigurationError: they would be, but it was not asked for, or the run has several rounds.
         """
-        then, now = saved.meta["identity"]["order"], self.config.batch.size
+        then, first = saved.meta["identity"]["order"], saved.position.data_step
+        asked = Order(self.order.sizes, self.config.batch.size, self.config.seed)
+        asked.restart(self.config.batch.size, self.config.batch.ramp)
         self.order.restart(then["batch_size"], then.get("batch_changes", []))
-        before = self.order.batch_size
+        coming = asked.batch_sizes_from(first)
+        before, now = describe_sizes(self.order.batch_sizes_from(first)), describe_sizes(coming)
+        name = "batch.size with batch.ramp" if self.config.batch.ramp else "batch.size"
+        if self.config.rounds.count > 1 and (before != now or then.get("batch_changes")):
+            raise ConfigurationError(
+                f"{name} is {now}, but {saved.path} was written with {describe_sizes(self.order.batch_sizes_from(0))}, "
+                "and in a run of several rounds it cannot change: later rounds serve what the first one served"
+            )
         if before == now:
-            return False
+            return []
         if not self.config.batch.allow_change:
             raise ConfigurationError(
-                f"batch.size is {now}, but {saved.path} was written with {before}; use that again, or set "
+                f"{name} is {now}, but {saved.path} was written with {before}; use that again, or set "
                 f"batch.allow_change to continue with batches of {now} from here on"
             )
-        if self.config.rounds.count > 1:
-            raise ConfigurationError(
-                f"batch.size is {now}, but {saved.path} was written with {before}, and in a run of several rounds it "
-                "cannot change: later rounds serve what the first one served"
-            )
-        self.batch_change = f"{before} -> {now} samples from batch {saved.position.data_step} on"
-        return True
+        self.batch_change = f"{before} -> {now} samples from batch {first} on"
+        return coming
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint and its continuation must share, as it will be read back."""
@@ -326,7 +331,9 @@ class Trainer:
             self.telemetry.event(position.step, "batch size", self.batch_change)
             self.batch_change = ""
 
-    def _log(self, position: Position, step: Step, rate: float, norm: float, label: dict[str, int]) -> None:
+    def _log(
+        self, position: Position, step: Step, moving: dict[str, float], norm: float, label: dict[str, int]
+    ) -> None:
         rates = self.throughput.read(self.unit)
         spreads = self.phases.read(self.world)
         if straggler := self.stragglers.look(spreads, self.world, time.monotonic()):
@@ -336,7 +343,7 @@ class Trainer:
             "train",
             position.step,
             loss=step.loss,
-            lr=rate,
+            **moving,
             grad_norm=norm,
             **step.metrics,
             **consumed,

@@ -80,6 +80,7 @@ class TrainingStep:
             stop: asked once, for all ranks.
         """
         world = self.world
+        self.engine.accumulate(len(batches))
         weight = self._weight if self._weight is not None else world.sum([self._own_weight(batches)])[0]
         # DeepSpeed averages over ranks and micro-batches; scaling by the step's own weight makes that an exact mean.
         scale = world.size * len(batches) / max(weight, 1.0)

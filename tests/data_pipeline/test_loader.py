@@ -60,6 +60,20 @@ def test_any_cut_gives_the_same_global_batch(random_shards, world_size: int, acc
                 assert all(np.array_equal(batch[name][row].numpy(), sample[name]) for name in sample)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_batches_of_several_sizes_are_cut_alike(random_shards: Path, world_size: int) -> None:
+    source = TokenSource(random_shards, 8)
+    order = Order([len(source)], 8, seed=3)
+    order.restart(8, [(1, 4), (2, 12), (4, 6)])
+    steps = load(source, order, world_size, 2, stop_step=4)
+    for step, (batches, size) in enumerate(zip(steps, (8, 4, 12, 12), strict=True)):
+        assert [len(batch["sample_ids"]) for batch in batches] == [2] * (size // 2)
+        assert torch.cat([batch["sample_ids"] for batch in batches]).tolist() == order.batch(step).tolist()
+    if world_size == 2:
+        with pytest.raises(OrderError, match="batch_size 6 is not a multiple"):
+            load(source, order, world_size, 2, stop_step=5)
+
+
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
 def test_workers_change_nothing(random_shards: Path, start_method: str) -> None:
     source = TokenSource(random_shards, 8)

@@ -179,6 +179,20 @@ def test_other_batch_sizes_cut_the_same_stream(
     assert again.identity() == order.identity() and np.array_equal(again.batch(step), order.batch(step))
 
 
+def test_planned_sizes_are_replaced_from_a_step_on() -> None:
+    order = Order([100], 4, 1)
+    order.restart(4, [(3, 8), (6, 2)])
+    assert order.batch_sizes_from(0) == [(0, 4), (3, 8), (6, 2)]
+    assert order.batch_sizes_from(3) == [(3, 8), (6, 2)]
+    assert order.batch_sizes_from(4) == [(4, 8), (6, 2)] and order.batch_sizes_from(9) == [(9, 2)]
+    order.resize_from(4, [(4, 5), (5, 6)])
+    batches = [order.batch(step) for step in range(7)]
+    assert (
+        [len(batch) for batch in batches] == [order.batch_size_at(step) for step in range(7)] == [4, 4, 4, 8, 5, 6, 6]
+    )
+    assert np.array_equal(np.concatenate(batches), [Order([100], 1, 1).batch(step)[0] for step in range(37)])
+
+
 def test_a_batch_that_was_resized_already_is_not_resized_again() -> None:
     order = Order([10], 4, 1)
     order.resize(5, 2)

@@ -139,10 +139,12 @@ def small(tiny_arguments, tmp_path) -> tuple[TrainConfig, str]:
     return parse(tiny_arguments(tmp_path / "run", batch__size=8, batch__micro_size=4))
 
 
-def test_a_candidate_is_the_run_without_what_is_not_measured(small, tmp_path):
-    runner = Runner(*small, BenchConfig(), RANKS, tmp_path, progress=None)  # type: ignore[arg-type]
+def test_a_candidate_is_the_run_without_what_is_not_measured(small, tiny_arguments, tmp_path):
+    growing = parse(tiny_arguments(tmp_path / "run", batch__size=8, batch__micro_size=4, batch__ramp="[[1, 16]]"))
+    runner = Runner(*growing, BenchConfig(), RANKS, tmp_path, progress=None)  # type: ignore[arg-type]
     content = runner._configuration(Candidate(3, 2, True, "fp32"))
     assert (content["batch"]["size"], content["batch"]["micro_size"]) == (8, 2) and "output" not in content
+    assert content["batch"]["ramp"] == []
     assert content["engine"]["zero_stage"] == 3 and content["engine"]["compile"] is True
     assert content["checkpoint"]["resume"] is False and content["steps"] == small[0].steps
     assert content["hooks"][0]["class_path"] == "pretrain.bench_hook.BenchHook"

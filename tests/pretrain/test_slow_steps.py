@@ -17,11 +17,11 @@ class Machine:
         self.threads = threads
         self.watch = SlowSteps(threads, lambda: self.wall, lambda: self.processor)
 
-    def step(self, seconds: float, busy: float = 1.0) -> str:
+    def step(self, seconds: float, busy: float = 1.0, micro_batches: int = 1) -> str:
         self.watch.begin()
         self.wall += seconds
         self.processor += seconds * self.threads * busy
-        return self.watch.end()
+        return self.watch.end(micro_batches)
 
     def steps(self, count: int, seconds: float, busy: float = 1.0) -> list[str]:
         return [said for _ in range(count) if (said := self.step(seconds, busy))]
@@ -51,6 +51,14 @@ def test_a_few_slow_steps_and_slowly_growing_ones_are_not_noted():
     for _ in range(10):
         assert machine.steps(2, 9.0) == machine.steps(8, 1.0) == []
     assert [said for step in range(400) if (said := machine.step(1 + step / 50))] == []
+
+
+def test_larger_steps_are_not_slow_ones_but_slow_ones_among_them_are():
+    machine = Machine(threads=2)
+    machine.steps(FEWEST, 1.0)
+    assert [said for _ in range(FEWEST) if (said := machine.step(8.0, micro_batches=8))] == []
+    said = [text for _ in range(RECENT) if (text := machine.step(40.0, micro_batches=8))]
+    assert len(said) == 1 and "40 s a step, usual until now: 8 s" in said[0]
 
 
 def test_what_passes_within_seconds_is_not_noted():
