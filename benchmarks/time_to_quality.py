@@ -218,7 +218,7 @@ class Race:
         result = {
             "cell": cell.name, "contender": cell.contender, "size": cell.size, "budget": cell.seconds,
             "vocabulary": cell.vocabulary, "seed": cell.seed, "parameters": racer.parameters, "steps": steps,
-            "tokens": steps * racer.batch_size * length, "points": points, "pace": vars(pace),
+            "tokens": racer.samples(steps) * length, "points": points, "pace": vars(pace),
             "took": time.perf_counter() - began, "identity": self.identity(cell, racer),
         }  # fmt: skip
         partial = self.file(cell).with_suffix(".partial")

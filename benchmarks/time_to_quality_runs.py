@@ -156,10 +156,9 @@ class Racer(ABC):
     def parameters(self) -> int:
         """Of the model."""
 
-    @property
     @abstractmethod
-    def batch_size(self) -> int:
-        """Sequences of a step, of all ranks."""
+    def samples(self, steps: int) -> int:
+        """Sequences of the first `steps` steps, of all ranks."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -191,12 +190,14 @@ class Ours(Racer):
     def parameters(self) -> int:
         return self.recipe.parameters
 
-    @property
-    def batch_size(self) -> int:
-        return self.recipe.config.batch.size
+    def samples(self, steps: int) -> int:
+        return self.recipe.config.batch.samples(steps)
 
     def identity(self) -> dict[str, Any]:
-        return {"recipe": self.recipe.text, "shape": json.loads(self.recipe.shape.to_json_string())}
+        recipe = self.recipe.text
+        for place in (ROOT, self.data.tokenizer.parent):  # where checkout and data lie decides nothing
+            recipe = recipe.replace(f"{place}/", "")
+        return {"recipe": recipe, "shape": json.loads(self.recipe.shape.to_json_string())}
 
     def command(self, folder: Path, steps: int, every: int, calibrating: bool) -> list[str]:
         launcher = deepspeed_launcher(self.ranks) if self.ranks > 1 else [sys.executable]
@@ -236,10 +237,10 @@ class Theirs(Racer):
     def parameters(self) -> int:
         return count(LlamaConfig(**self.model))
 
-    @property
-    def batch_size(self) -> int:
+    def samples(self, steps: int) -> int:
         arguments = self._arguments(Path(), 1, 1)
-        return arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * self.ranks
+        batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] * self.ranks
+        return steps * batch
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.model, "arguments": self._arguments(Path(), 1, 1) | {"seed": None, "warmup_steps": None},

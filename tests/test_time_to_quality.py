@@ -267,19 +267,21 @@ def test_both_train_on_the_recipes_batch_length_and_warm_up(runs, tmp_path):
     recipe = runs.Recipe.resolve(ROOT / "configs" / "quickstart.yaml", shape, data, given)
     assert recipe.shape.vocab_size == 512 and recipe.warmup_fraction == 0.25
     ours = runs.Ours(recipe, data, seed=7, ranks=2)
-    assert (ours.batch_size, ours.parameters) == (32, count_parameters(recipe.shape).total)
+    assert (ours.samples(3), ours.parameters) == (96, count_parameters(recipe.shape).total)
     command = ours.command(tmp_path, 80, 20, calibrating=False)
     assert Path(command[0]).name == "deepspeed" and "--hooks" not in command
     again, _ = parse(command[command.index("--config") :])
     assert (again.steps, again.checkpoint.every, again.seed, again.batch.size) == (80, 20, 7, 32)
     assert again.task.valid == {}
+    identity = json.dumps(ours.identity())
+    assert str(ROOT) not in identity and str(tmp_path) not in identity  # moved folders keep their cells
 
     theirs = runs.Theirs(recipe, data, seed=7, ranks=2, blocks=tmp_path / "blocks.npy", arguments={"max_grad_norm": 2})
-    assert theirs.batch_size == 32 and abs(theirs.parameters - ours.parameters) <= 0.02 * ours.parameters
+    assert theirs.samples(3) == 96 and abs(theirs.parameters - ours.parameters) <= 0.02 * ours.parameters
     theirs.command(tmp_path, 80, 20, calibrating=True)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["stop_after"] == runs.CALIBRATION_STEPS
     wanted = {"warmup_steps": 20, "max_steps": 80, "save_steps": 20, "seed": 7, "max_grad_norm": 2}
     assert run["arguments"].items() >= wanted.items() and "learning_rate" not in run["arguments"]
     alone = runs.Theirs(recipe, data, 7, 1, blocks=tmp_path, arguments={"per_device_train_batch_size": 1})
-    assert alone.batch_size == 8 and runs.Ours(recipe, data, 7, 1).command(tmp_path, 80, 20, True)[0] == sys.executable
+    assert alone.samples(1) == 8 and runs.Ours(recipe, data, 7, 1).command(tmp_path, 80, 20, True)[0] == sys.executable
