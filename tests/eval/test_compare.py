@@ -1,6 +1,7 @@
 """Comparisons of any task: differences to the base with their intervals, the axis, and the shipped mixture."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,24 @@ def test_the_report_of_words(grid_file, capsys):
     content = json.loads((folder / "compare.json").read_text())
     assert content["error"]["minus_base"]["some"]["judgement"] == "lower"
     assert content["loss"]["minus_base"]["some"]["value"] == pytest.approx(-3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("settings.json", '{"config": {"steps": 9}}', "seed2 was trained with other settings"),
+        ("settings.json", '{"config": {"st', "settings.json:1: not JSON (.*; remove the file"),
+        ("cell.json", '{"valid": {"lo', "cell.json:1: not JSON (.*; remove the file"),
+        ("cell.json", "[]", "cell.json: not the result of a cell; remove the file"),
+    ],
+)
+def test_a_report_of_another_or_a_broken_cell_is_refused(grid_file, capsys, name, content, said):
+    grid = read_prepared_grid(grid_file, {}, Comparison)
+    made_up(grid)
+    (Path(grid.output) / "some" / "seed2" / name).write_text(content)
+    assert main(["compare", "--config", str(grid_file), "--stage", "report"]) == 1
+    assert re.search(said.replace("(", r"\("), capsys.readouterr().err)
+    assert not Path(grid.report).exists()
 
 
 def test_differences_are_paired(grid_file):
