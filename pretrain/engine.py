@@ -290,6 +290,17 @@ class Engine:
         finally:
             self.model.train(was_training)
 
+    @contextmanager
+    def keeping_hyperparameters(self) -> Iterator[None]:
+        """For the body of a `with` that loads a checkpoint: momenta, betas and decay stay those of the configuration.
+
+        torch takes what the file has of them, so that the same change would count at another stage and not at the same.
+        """
+        own = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
+        yield
+        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(kept)
+
     def close(self) -> None:
         """Releases hooks and buffers, so that another engine can be built in this process."""
         if self._hook is not None:
