@@ -105,6 +105,22 @@ def test_differences_are_paired(grid_file):
         assert differences(grid, measured, quantity)["some"].judgement == "one common seed: no statement about noise"
 
 
+def test_a_variant_that_diverged_is_not_the_best(grid_file):
+    grid = read_prepared_grid(grid_file, {}, Comparison)
+    measured = made_up(grid, words=False)
+    measured["many"][1]["valid"]["loss"] = float("nan")
+    (loss,) = quantities_of(grid, measured)
+    assert next(iter(loss.values)) == "many" and best_sentence(grid, loss).startswith("Lowest mean: `some`.")
+    assert differences(grid, measured, loss)["many"].judgement == "a run has no finite value"
+    (loss,) = quantities_of(grid, {"many": measured["many"]})
+    assert best_sentence(grid, loss) == "No variant has finite values alone."
+    for variant, runs in measured.items():
+        for seed, run in runs.items():
+            (Path(grid.output) / variant / f"seed{seed}" / "cell.json").write_text(json.dumps(run))
+    assert main(["compare", "--config", str(grid_file), "--stage", "report"]) == 0
+    assert "| nan ± nan |" in Path(grid.report).read_text()
+
+
 def test_the_best_variant_at_an_end_is_no_optimum(grid_file):
     grid = read_prepared_grid(grid_file, {}, Comparison)
     measured = made_up(grid, words=False)
