@@ -24,21 +24,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shutil
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NoReturn
 
 import time_to_quality_runs as runs
 from llama_trainer import write_blocks
 from measure import finish
 
+from arch.outside_files import read_json
 from data_pipeline import explain_mismatch
 from data_pipeline.token_shards import TokenShards
 from eval.held_out import find_documents
@@ -112,14 +115,20 @@ def read_result(file: Path, identity: Mapping[str, Any]) -> Result | None:
     """What a cell has measured; None if it is not done.
 
     Raises:
-        ValueError: it was made by other settings.
+        ValueError: it was made by other settings, or is no result.
     """
     if not file.is_file():
         return None
-    result = json.loads(file.read_text())
+    result = read_json(file, _unreadable)
+    if not isinstance(result, dict) or "identity" not in result:
+        raise _unreadable(f"{file}: not the result of a cell")
     if difference := explain_mismatch(result["identity"], identity):
         raise ValueError(f"{file}: was measured with other settings; remove it or take another --output\n{difference}")
     return result
+
+
+def _unreadable(problem: str) -> ValueError:
+    return ValueError(f"{problem}; remove the file, and the cell is run again")
 
 
 def held_out(documents: Mapping[str, Sequence[str]], limit: int) -> dict[str, list[str]]:
@@ -329,8 +338,48 @@ def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
     drawing.savefig(path, dpi=120)
 
 
+def other_curves(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """What --also names, read before anything is run. Raises `ValueError` where it is not such a list."""
+    curves = [(file, curve) for file in files for curve in read_json(file, ValueError)]
+    for file, curve in curves:
+        try:
+            usable = bool(curve["name"] and curve["size"] and curve["points"])
+            usable &= all(point["seconds"] + mean(point["bits_per_byte"].values()) > 0 for point in curve["points"])
+        except (AttributeError, KeyError, TypeError, ValueError):
+            usable = False
+        if not usable:
+            raise ValueError(f"{file}: not a list of curves as --help shows one: {json.dumps(curve)[:200]}")
+    return [curve for _, curve in curves]
+
+
+def _check(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
+    """Whether the race can be run as it was asked for; `refuse` is told what cannot be."""
+    for size in options.size:
+        if not (runs.ROOT / "configs" / "models" / f"pangu_pi_{size}.yaml").is_file():
+            refuse(f"--size {size}: there is no configs/models/pangu_pi_{size}.yaml")
+    for rate in options.rates:
+        if rate != DEFAULT_RATE and not (_is_number(rate) and 0 < float(rate) < math.inf):
+            refuse(f"--rates {rate}: it must be a number above 0, or {DEFAULT_RATE}")
+    for seconds in options.seconds:
+        if not 0 < seconds < math.inf:
+            refuse(f"--seconds {seconds:g}: it must be a number above 0")
+    for name in ("ours", "theirs"):
+        for each in getattr(options, name):
+            if not each.partition("=")[0] or "=" not in each:
+                refuse(f"--{name} {each}: it must be NAME=VALUE")
+    for name in ("ranks", "valid_bytes"):
+        if getattr(options, name) < 1:
+            refuse(f"--{name} {getattr(options, name)}: it must be at least 1")
+    if not cells_of(options):
+        refuse(f"--only {' '.join(options.only)}: no cell has such a name; --dry_run without it lists them")
+
+
+def _is_number(text: str) -> bool:
+    return isinstance(_plain(text), (int, float))
+
+
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs="+", default=["1m", "4m", "10m"], help="of configs/models/pangu_pi_SIZE.yaml")
     parser.add_argument("--seconds", nargs="+", type=float, default=[300.0], help="budgets")
@@ -348,14 +397,24 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=["*"], help="patterns of cells, such as 'ours/4m/*'")
     parser.add_argument("--also", nargs="+", type=Path, default=[], help="JSON files of further curves")
     parser.add_argument("--dry_run", action="store_true", help="list the cells and the time they will take")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    _check(options, parser.error)
+    return options
 
 
 def main() -> None:
     options = parse_options()
-    race = Race(options)
+    try:
+        _run(options)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"time_to_quality: {error}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    race, also = Race(options), other_curves(options.also)
     if options.dry_run:
-        done = {cell: json.loads(race.file(cell).read_text()) for cell in race.cells if race.file(cell).is_file()}
+        files = {cell: race.file(cell) for cell in race.cells}
+        done = {cell: read_json(file, _unreadable) for cell, file in files.items() if file.is_file()}
         left = {cell: 0.0 if cell in done else race.expected(cell, done) for cell in race.cells}
         for cell, seconds in left.items():
             print(f"{cell.name:56}" + (f"about {seconds / 60:.1f} minutes" if seconds else "done"))
@@ -363,7 +422,6 @@ def main() -> None:
         return
     with terminable():
         results = race.run_all()
-    also = [curve for file in options.also for curve in json.loads(file.read_text())]
     curves = [
         {"name": result["contender"], "size": result["size"], "points": result["points"]} for result in results.values()
     ]

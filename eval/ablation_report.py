@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from eval.ablation import Ablation
 from eval.grid import GridError
-from eval.grid_report import Measured, markdown_table, opening, paired_difference, spread, valid_metric, verdict
+from eval.grid_report import (
+    Measured,
+    deviation,
+    markdown_table,
+    opening,
+    paired_difference,
+    spread,
+    valid_metric,
+    verdict,
+)
 from eval.plots import PALETTE, figure
 
 
@@ -101,7 +110,7 @@ def save_plots(grid: Ablation, measured: Measured, directory: Path) -> list[Path
         for index, (variant, by_seed) in enumerate(measured.items()):
             seeds = [[row[name] for row in cell["collapse"]] for cell in by_seed.values()]
             centre = [mean(column) for column in zip(*seeds, strict=True)]
-            error = [stdev(column) if len(column) > 1 else 0.0 for column in zip(*seeds, strict=True)]
+            error = [deviation(column) for column in zip(*seeds, strict=True)]
             colour = PALETTE[index % len(PALETTE)]
             axis.errorbar(range(len(centre)), centre, yerr=error, color=colour, marker="o", markersize=3, label=variant)
         axis.set_title(title, fontsize=10, loc="left")

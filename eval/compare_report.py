@@ -30,6 +30,8 @@ class Difference(NamedTuple):
     @property
     def judgement(self) -> str:
         """Lower, higher, or not distinguishable, by the interval."""
+        if self.seeds and not np.isfinite(self.estimate.value):
+            return "a run has no finite value"
         if not np.isfinite(self.estimate.low):
             return "one common seed: no statement about noise"
         if self.estimate.covers(0.0):
@@ -135,8 +137,14 @@ def quantity_table(grid: Comparison, measured: Measured, quantity: Quantity, fou
 
 
 def best_sentence(grid: Comparison, quantity: Quantity) -> str:
-    """The variant of the lowest mean; along an axis, whether it lies at an end of it: then there is no optimum."""
-    best = min(quantity.values, key=lambda variant: quantity.values[variant].mean())
+    """The variant of the lowest mean; along an axis, whether it lies at an end of it: then there is no optimum.
+
+    What diverged has no mean, and compares as neither lower nor higher than any.
+    """
+    means = {variant: values.mean() for variant, values in quantity.values.items() if np.isfinite(values).all()}
+    if not means:
+        return "No variant has finite values alone."
+    best = min(means, key=lambda variant: means[variant])
     sentence = f"Lowest mean: `{best}`."
     if grid.axis and grid.axis[best] in (min(grid.axis.values()), max(grid.axis.values())):
         sentence += " It lies at an end of the axis: no optimum inside of it was found."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from eval.grid_report import Measured
+from eval.grid_report import Measured, deviation
 from eval.plots import PALETTE, figure
 
 Cells = Mapping[int, Mapping[str, Any]]
@@ -18,17 +18,13 @@ def _losses(cells: Cells, task: str) -> list[float]:
     return [cell["tasks"][task]["loss"] for cell in cells.values()]
 
 
-def _error(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
-
-
 def save_balance_plot(arms: Measured, tasks: Sequence[str], path: Path) -> None:
     """One panel per task: the arms' losses as bars with the spread over seeds, and every seed as a dot."""
     drawing = figure(3.6 * len(tasks), 3.2)
     for axis, task in zip(drawing.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         for number, cells in enumerate(arms.values()):
             values, colour = _losses(cells, task), PALETTE[number]
-            axis.bar(number, mean(values), yerr=_error(values), color=colour, alpha=0.75, width=0.7)
+            axis.bar(number, mean(values), yerr=deviation(values), color=colour, alpha=0.75, width=0.7)
             axis.plot([number] * len(values), values, "o", color="black", markersize=2.5)
         every = [value for cells in arms.values() for value in _losses(cells, task)]
         margin = 0.15 * (max(every) - min(every)) + 0.01
@@ -78,7 +74,7 @@ def save_dose_plot(points: Mapping[str, Mapping[int, Cells]], base: Cells, task:
         counts = sorted(found)
         values = [_losses(found[count], task) for count in counts]
         axis.errorbar(
-            counts, list(map(mean, values)), list(map(_error, values)), color=PALETTE[0], marker="o", capsize=2
+            counts, list(map(mean, values)), list(map(deviation, values)), color=PALETTE[0], marker="o", capsize=2
         )
         axis.axhline(level, color=PALETTE[1], linewidth=1, linestyle="--", label="fewest images, no copies")
         axis.set_xscale("log")

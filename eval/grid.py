@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from arch.outside_files import read_yaml
+from arch.outside_files import read_json, read_yaml
+from pretrain.durable import write_whole
 
 SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -168,13 +169,22 @@ def is_trained(cell: Cell) -> bool:
     Raises:
         GridError: the directory holds a run that was started with other settings.
     """
+    check_settings(cell)
+    return (cell.directory / "checkpoints" / f"step_{planned_steps(cell):08d}").is_dir()
+
+
+def check_settings(cell: Cell) -> None:
+    """Raises `GridError` where the cell's directory holds a run that was started with other settings."""
     settings = cell.directory / "settings.json"
-    if settings.is_file() and json.loads(settings.read_text()) != cell.identity:
+    if settings.is_file() and read_json(settings, _unreadable) != cell.identity:
         raise GridError(
             f"{cell.directory} was trained with other settings ({settings.name} differs); remove it, or give the "
             "variant another name"
         )
-    return (cell.directory / "checkpoints" / f"step_{planned_steps(cell):08d}").is_dir()
+
+
+def _unreadable(problem: str) -> GridError:
+    return GridError(f"{problem}; remove the file, and what it held is done again")
 
 
 def train(cell: Cell, threads: int | None) -> None:
@@ -184,7 +194,7 @@ def train(cell: Cell, threads: int | None) -> None:
         GridError: training failed, or stopped before its last step.
     """
     cell.directory.mkdir(parents=True, exist_ok=True)
-    (cell.directory / "settings.json").write_text(json.dumps(cell.identity, indent=1))
+    write_whole(cell.directory / "settings.json", json.dumps(cell.identity, indent=1).encode())
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     log = cell.directory / "train.log"
     with log.open("a") as output:
@@ -249,13 +259,21 @@ def measure_all(grid: Grid, measure: Callable[[Cell], Mapping[str, Any]]) -> Non
 
 
 def results(grid: Grid) -> dict[str, dict[int, dict[str, Any]]]:
-    """{variant: {seed: content of cell.json}} of the cells measured so far, in the grid's order."""
+    """{variant: {seed: content of cell.json}} of the cells measured so far, in the grid's order.
+
+    Raises:
+        GridError: a cell was trained with other settings, or its result cannot be read.
+    """
     measured: dict[str, dict[int, dict[str, Any]]] = {}
     for variant in grid.variants:
         for seed in grid.seeds_of(variant):
-            path = make_cell(grid, variant, seed).result
-            if path.is_file():
-                measured.setdefault(variant, {})[seed] = json.loads(path.read_text())
+            cell = make_cell(grid, variant, seed)
+            if cell.result.is_file():
+                check_settings(cell)
+                content = read_json(cell.result, _unreadable, finite=False)  # a loss may have become NaN
+                if not isinstance(content, dict):
+                    raise _unreadable(f"{cell.result}: not the result of a cell")
+                measured.setdefault(variant, {})[seed] = content
     return measured
 
 

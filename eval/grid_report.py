@@ -63,15 +63,22 @@ def paired_difference(variant: Mapping[int, float], base: Mapping[int, float]) -
     count = len(differences)
     if count == 0:
         return PairedDifference(math.nan, math.inf, math.inf, 0)
-    error = stdev(differences) / math.sqrt(count) if count > 1 else math.inf
+    error = deviation(differences) / math.sqrt(count) if count > 1 else math.inf
     factor = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else math.inf
     return PairedDifference(mean(differences), error, factor * error, count)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of a sample, 0 of a single value; NaN where a run diverged, which `stdev` cannot take."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def spread(values: Sequence[float], digits: int = 4) -> str:
     """``mean ± sd`` over seeds, or the single value."""
     text = f"{mean(values):.{digits}f}"
-    return text + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+    return text + (f" ± {deviation(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def valid_metric(cells: Mapping[int, Mapping[str, Any]], name: str) -> dict[int, float]:

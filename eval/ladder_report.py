@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from eval.commands import LadderOptions
@@ -15,6 +15,7 @@ from eval.grid_report import (
     Measured,
     PairedDifference,
     bits_per_byte,
+    deviation,
     markdown_table,
     opening,
     paired_difference,
@@ -175,7 +176,7 @@ def _save_plot(ladder: Ladder, measured: Measured, directory: Path) -> Path:
     bars, curves = drawing.subplots(1, 2)
     rows = [name for name in ladder.rows if name in measured]
     values = [list(bits_per_byte(measured[name]).values()) for name in rows]
-    error = [stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in values]
+    error = [deviation(seeds) for seeds in values]
     bars.barh(range(len(rows)), list(map(mean, values)), xerr=error, color=PALETTE[0], height=0.6)
     bars.set_yticks(range(len(rows)), [ladder.titles[name] for name in rows], fontsize=8)
     bars.invert_yaxis()

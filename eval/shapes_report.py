@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from eval.grid import GridError
-from eval.grid_report import Measured, bits_per_byte, markdown_table, opening, spread, valid_metric
+from eval.grid_report import Measured, bits_per_byte, deviation, markdown_table, opening, spread, valid_metric
 from eval.plots import PALETTE, figure
 from eval.shapes import Shape, Shapes, find_shapes
 
@@ -118,7 +118,7 @@ def _save_plot(
         names = [name for name in measured if shapes[name].hidden_size == width]
         losses = [list(valid_metric(measured[name], "loss").values()) for name in names]
         x = [speed.get(name, shapes[name].num_hidden_layers) for name in names]
-        error = [stdev(values) if len(values) > 1 else 0.0 for values in losses]
+        error = [deviation(values) for values in losses]
         colour = PALETTE[number % len(PALETTE)]
         axis.errorbar(x, list(map(mean, losses)), yerr=error, fmt="o", color=colour, label=f"width {width}")
         for name, at, values in zip(names, x, losses, strict=True):

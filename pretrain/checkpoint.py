@@ -261,7 +261,7 @@ class Checkpoints:
             return
         if (failure := self._collectively(lambda: self._check_engine_files(path))) is not None:
             raise CheckpointError(failure if str(path) in failure else f"{path}: {failure}")
-        with contained(engine.wrapped):
+        with contained(engine.wrapped), engine.keeping_hyperparameters():
             loaded, _ = engine.wrapped.load_checkpoint(str(path), ENGINE_TAG, load_lr_scheduler_states=False)
         if loaded is None:
             raise CheckpointError(f"{path}: the engine's files could not be loaded")

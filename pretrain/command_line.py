@@ -7,7 +7,6 @@ mistyped field fails within seconds, before a process group or a tensor exists.
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import os
 import re
@@ -24,6 +23,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pretrain.config import TrainConfig
 from pretrain.errors import ConfigurationError
+from pretrain.given_values import arguments_of, check_given
 from tokenizer.command_line import bound_yaml
 
 TRAINING = "Trains one configuration; start it with `deepspeed`, `torchrun` or plain `python`."
@@ -67,6 +67,7 @@ def parse_with(
     outside = {"config", "local_rank", *own}
     try:
         namespace = parser.parse_args(arguments)
+        check_given(namespace, get_type_hints(TrainConfig))
         instantiated = vars(parser.instantiate_classes(_with_variables(namespace)))
     except (ArgumentError, ValueError, TypeError, OSError) as error:
         message = explain(str(error), parser)
@@ -129,7 +130,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
 
 
 def nearest(unknown: str, fields: Sequence[str]) -> str:
-    """The field with the initials of `unknown` (lr: learning_rate), or most like it, by full path or by last name."""
+    """The field with the initials of `unknown` (lr: learning_rate), or most like it, by full path or by last name.
+
+    The group that `unknown` was looked for in is none.
+    """
     group, _, leaf = unknown.rpartition(".")
     initials = ".".join(part for part in (group, "".join(word[0] for word in leaf.split("_") if word)) if part)
     if initials in fields and "_" in leaf:
@@ -140,21 +144,20 @@ def nearest(unknown: str, fields: Sequence[str]) -> str:
         leaves = difflib.SequenceMatcher(None, unknown.rsplit(".", 1)[-1], field.rsplit(".", 1)[-1]).ratio()
         return max(whole, 0.9 * leaves)
 
-    return max(fields, key=similarity)
+    return max((field for field in fields if not unknown.startswith(f"{field}.")), key=similarity)
 
 
 def _class_fields(class_path: str) -> list[str]:
     """Argument names of a class given by import path, those of arguments that are dataclasses included."""
-    module, _, name = class_path.rpartition(".")
-    initialise = getattr(importlib.import_module(module), name).__init__
+    arguments = arguments_of(class_path)
     nested = [
         f"{argument}.{field.name}"
-        for argument, kind in get_type_hints(initialise).items()
+        for argument, kind in arguments.items()
         for option in (kind, *get_args(kind))
         if is_dataclass(option)
         for field in dataclass_fields(option)
     ]
-    return [*(parameter for parameter in inspect.signature(initialise).parameters if parameter != "self"), *nested]
+    return [*arguments, *nested]
 
 
 def _unknown_field(text: str) -> str | None:

@@ -325,6 +325,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.optimizer.name == "auto":
+            if (own := self.task.default_optimizer) not in ("adamw", "muon"):
+                raise ConfigurationError(
+                    f"optimizer.name is auto, and default_optimizer of {type(self.task).__name__} is {own!r}; "
+                    "it must be adamw or muon"
+                )
             object.__setattr__(self, "optimizer", replace(self.optimizer, name=self.task.default_optimizer))
         for name, smallest in SMALLEST.items():
             value = attrgetter(name)(self)
@@ -332,7 +337,9 @@ class TrainConfig:
                 raise ConfigurationError(f"{name} is {value}; it must be at least {smallest}")
         self._check_ramp()
         roles = [f"optimizer.{role}_lr_factor" for role in ("embedding", "head", "vector")]
-        for name in ("optimizer.lr", "optimizer.muon_lr", "optimizer.eps", *roles):
+        anchors = ["batch_rule.anchor_lr", "batch_rule.anchor_batch_tokens", "width_rule.anchor_lr"]
+        anchors = [f"optimizer.{name}" for name in (*anchors, "width_rule.anchor_width")]
+        for name in ("optimizer.lr", "optimizer.muon_lr", "optimizer.eps", "telemetry.peak_tflops", *roles, *anchors):
             value = attrgetter(name)(self)
             if value is not None and not value > 0:
                 raise ConfigurationError(f"{name} is {value}; it must be greater than 0")

@@ -2,7 +2,7 @@
 
 What is derived: micro-batch and accumulation from the global batch, ZeRO stage and offload, precision from the device,
 bucket sizes from the model (DeepSpeed's defaults reserve gigabytes that a small model cannot fill). The raw mapping
-`engine.deepspeed` is merged last and wins.
+`engine.deepspeed` is merged last and wins, but for what a field of ours decides (`OWNED`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,20 @@ DEFAULT_BUCKET_ELEMENTS = 500_000_000
 OVERLAPPED_BUCKET_ELEMENTS = 50_000_000
 """Buckets of stages 1 and 2 on an accelerator: the first is on its way while backward fills the second, so they must be
 small against the model, and at 100 MB and more they still use the whole network."""
+
+OWNED = {
+    "optimizer": "optimizer.name",
+    "scheduler": "schedule",
+    "fp16": "engine.precision",
+    "amp": "engine.precision",
+    "bf16.enabled": "engine.precision",
+    "gradient_clipping": "optimizer.clip",
+    "train_batch_size": "batch.size",
+    "train_micro_batch_size_per_gpu": "batch.micro_size",
+    "gradient_accumulation_steps": "batch.micro_size",
+    "zero_optimization.stage": "engine.zero_stage",
+}
+"""Settings of DeepSpeed that a field of ours decides: with another value there the two would contradict each other."""
 
 
 def accumulation_steps(config: TrainConfig, world_size: int) -> int:
@@ -117,6 +131,11 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
     }
     derived |= gradient_settings(precision, gradients, engine.zero_stage)
+    for path, ours in OWNED.items():
+        if _is_set(engine.deepspeed, path):
+            raise ConfigurationError(
+                f"engine.deepspeed sets {path}, which follows from {ours}; leave it out and set that"
+            )
     return _merge(derived, engine.deepspeed)
 
 
@@ -127,6 +146,11 @@ def _merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, An
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if nested else value
     return merged
+
+
+def _is_set(given: Any, path: str) -> bool:
+    name, _, rest = path.partition(".")
+    return isinstance(given, Mapping) and name in given and (not rest or _is_set(given[name], rest))
 
 
 class Engine:
@@ -313,6 +337,17 @@ class Engine:
             yield self.wrapped
         finally:
             self.model.train(was_training)
+
+    @contextmanager
+    def keeping_hyperparameters(self) -> Iterator[None]:
+        """For the body of a `with` that loads a checkpoint: momenta, betas and decay stay those of the configuration.
+
+        torch takes what the file has of them, so that the same change would count at another stage and not at the same.
+        """
+        own = [{name: group[name] for name in group if name != "params"} for group in self.optimizer.param_groups]
+        yield
+        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(kept)
 
     def close(self) -> None:
         """Releases hooks and buffers, so that another engine can be built in this process."""

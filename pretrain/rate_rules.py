@@ -9,7 +9,10 @@ Muon itself     one rate for all widths: its update has the same spectral norm i
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
+
+from pretrain.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ class BatchRule:
 
     def learning_rate(self, batch_tokens: int) -> float:
         """Peak learning rate for a global batch of `batch_tokens`."""
-        return self.anchor_lr * (batch_tokens / self.anchor_batch_tokens) ** self.exponent
+        scale = _power(batch_tokens / self.anchor_batch_tokens, self.exponent)
+        return _usable("batch_rule", self.anchor_lr * scale, f"a batch of {batch_tokens:,}")
 
 
 def warn_of_large_batch(batch_tokens: int) -> None:
@@ -55,4 +59,21 @@ class WidthRule:
 
     def learning_rate(self, width: int) -> float:
         """Peak learning rate for a model of `width` channels."""
-        return self.anchor_lr * (width / self.anchor_width) ** self.exponent
+        scale = _power(width / self.anchor_width, self.exponent)
+        return _usable("width_rule", self.anchor_lr * scale, f"a width of {width:,}")
+
+
+def _power(ratio: float, exponent: float) -> float:
+    try:
+        return ratio**exponent
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+
+
+def _usable(rule: str, rate: float, size: str) -> float:
+    if not 0 < rate < math.inf:
+        raise ConfigurationError(
+            f"optimizer.lr is null, and optimizer.{rule} makes {rate:g} of {size}; set optimizer.lr, or other anchors "
+            "or another exponent of the rule"
+        )
+    return rate

@@ -61,7 +61,7 @@ def _check_optimizer(piece: Piece, keys: set[str], whole: WholeState) -> None:
     if found and found != expected:  # nothing is kept of a parameter that has never been updated
         raise CheckpointError(
             f"{whole.folder}: the optimizer kept {', '.join(sorted(found))} of {piece.name}, but this run's would keep "
-            f"{', '.join(sorted(expected))}; use the optimizer.name of the earlier run"
+            f"{', '.join(sorted(expected))}; set optimizer.name {'muon' if MOMENTUM in found else 'adamw'}, as then"
         )
 
 

@@ -26,6 +26,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from arch.finding import newest_checkpoints
+from arch.outside_files import read_json
 from pretrain.config import TrainConfig
 from pretrain.distributed import World
 from pretrain.durable import write_whole
@@ -113,8 +114,12 @@ def _kept(config: TrainConfig) -> dict[str, Any] | None:
         return None
     if not (run / NAME).is_file():
         return asdict(SpeedChoice(usual_precision(), False, "auto"))
-    content = json.loads((run / NAME).read_text(encoding="utf-8"))
-    if content.get("precision") not in ("fp32", "bf16") or not isinstance(content.get("compile"), bool):
+    content = read_json(run / NAME, ConfigurationError)
+    if (
+        not isinstance(content, dict)
+        or content.get("precision") not in ("fp32", "bf16")
+        or not isinstance(content.get("compile"), bool)
+    ):
         raise ConfigurationError(f"{run / NAME}: not a choice; set engine.precision and engine.compile instead of auto")
     return {name: content[name] for name in asdict(SpeedChoice("fp32", False)) if name in content}
 

@@ -364,6 +364,11 @@ class Trainer:
             )
             for metric, value in (metrics | self.task.validation_metrics(name, losses[name])).items():
                 derived[f"{metric}/{name}"] = value
+            if absent := [metric for metric in self.task.mean_metrics if f"{metric}/{name}" not in derived]:
+                raise ConfigurationError(
+                    f"{type(self.task).__name__}.mean_metrics names {absent[0]!r}, which is not reported of the "
+                    f"held-out source {name}; return it from validation_metrics, or take it out"
+                )
         if losses:
             mean = sum(losses.values()) / len(losses)
             means = {

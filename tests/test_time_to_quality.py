@@ -244,6 +244,47 @@ def test_cells_that_are_done_are_not_run_again(race, tmp_path, monkeypatch, caps
         other.run_all()
 
 
+@pytest.mark.parametrize("text", ['{"cell": "ours', "[]", "{}"])
+def test_a_broken_result_is_named_with_what_to_do(race, tmp_path, monkeypatch, capsys, text):
+    words = ["--size", "1m", "--seeds", "1", "--only", "ours/*", "--output", str(tmp_path)]
+    contest = race.Race(race.parse_options(words))
+    file = contest.file(contest.cells[0])
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    monkeypatch.setattr(race.Race, "racer", lambda self, cell: SimpleNamespace(identity=dict))
+    monkeypatch.setattr(sys, "argv", ["x", *words])
+    with pytest.raises(SystemExit) as ended:
+        race.main()
+    assert str(file) in ended.value.code and "; remove the file, and the cell is run again" in ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "1m", "7m"], "there is no configs/models/pangu_pi_7m.yaml"),
+        (["--rates", "fast"], "--rates fast: it must be a number above 0, or default"),
+        (["--rates", "-1"], "--rates -1"),
+        (["--seconds", "0"], "--seconds 0: it must be a number above 0"),
+        (["--ours", "optimizer.lr"], "--ours optimizer.lr: it must be NAME=VALUE"),
+        (["--ranks", "0"], "--ranks 0: it must be at least 1"),
+        (["--only", "nothing"], "--only nothing: no cell has such a name"),
+    ],
+)
+def test_a_race_that_cannot_be_run_ends_before_it_begins(race, capsys, words, said):
+    with pytest.raises(SystemExit):
+        race.parse_options(words)
+    assert said in capsys.readouterr().err
+
+
+def test_further_curves_are_read_before_anything_is_run(race, tmp_path, monkeypatch):
+    (tmp_path / "also.json").write_text('[{"name": "another", "size": "1m", "points": [{"seconds": 1}]}]')
+    monkeypatch.setattr(race.Race, "run_all", lambda self: pytest.fail("it has begun"))
+    for file, said in (("also.json", "not a list of curves as --help shows one"), ("none.json", "none.json")):
+        monkeypatch.setattr(sys, "argv", ["x", "--also", str(tmp_path / file), "--output", str(tmp_path)])
+        with pytest.raises(SystemExit, match=said):
+            race.main()
+
+
 def test_what_is_left_is_listed_without_making_anything(race, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", "--dry_run", "--only", "*3e-3*/4m/*", "--output", str(tmp_path / "new")])
     race.main()

@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from arch import ModelConfigError, PanguPiForCausalLM, count_flops, count_parameters, load_causal_lm, load_model_config
 from arch.finding import resolve_model
+from arch.surgery.compatibility import SAME, SERIES, SHORTCUT
 from data_pipeline import Batch, Source, collate_tokens
 from pretrain.attention import AUTO, Choice, built_with, decide, last_hidden
 from pretrain.attention_checks import check_rotary
@@ -38,7 +39,10 @@ from pretrain.tasks.base import LossOutput, Task, seeded_build
 from pretrain.teacher import Teacher
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-SIZES_OF_SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "series_terms", "shortcut_count")
+SIZES_OF_SHAPE = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "tie_word_embeddings", "series_terms", "shortcut_count"),
+)
 MASKLESS = "sdpa_without_mask"
 
 
@@ -230,10 +234,17 @@ class DecoderTask(Task):
         return model
 
     def _check_shape(self, directory: str, found: Any) -> None:
-        for field in (*SIZES_OF_SHAPE, "final_logit_softcapping", "qk_norm"):
-            have, want = getattr(found, field), getattr(self.model_config, field)
+        """Refuses another shape, and another function of the same shape: the run would train what it does not say."""
+        wanted = self.model_config
+        series = SERIES if wanted.series_terms > 1 else ()
+        shortcut = ("shortcut_reduction", *SHORTCUT) if wanted.shortcut_count else ()
+        for field in (*SIZES_OF_SHAPE, *SAME, "rope_parameters", *series, *shortcut):
+            have, want = getattr(found, field), getattr(wanted, field)
             if have != want:
-                raise ConfigurationError(f"{directory}: {field} is {have}, the run's model has {want}")
+                raise ConfigurationError(
+                    f"task.initial_weights {directory}: {field} is {have}, the run's model has {want}; take a model "
+                    "of the same shape, or set task.model_overrides to its shape"
+                )
 
     def load_model(self, directory: Path) -> nn.Module:
         disable_progress_bar()  # it would tear the caller's own bar apart

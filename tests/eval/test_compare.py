@@ -1,6 +1,7 @@
 """Comparisons of any task: differences to the base with their intervals, the axis, and the shipped mixture."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,24 @@ def test_the_report_of_words(grid_file, capsys):
     assert content["loss"]["minus_base"]["some"]["value"] == pytest.approx(-3.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("settings.json", '{"config": {"steps": 9}}', "seed2 was trained with other settings"),
+        ("settings.json", '{"config": {"st', "settings.json:1: not JSON (.*; remove the file"),
+        ("cell.json", '{"valid": {"lo', "cell.json:1: not JSON (.*; remove the file"),
+        ("cell.json", "[]", "cell.json: not the result of a cell; remove the file"),
+    ],
+)
+def test_a_report_of_another_or_a_broken_cell_is_refused(grid_file, capsys, name, content, said):
+    grid = read_prepared_grid(grid_file, {}, Comparison)
+    made_up(grid)
+    (Path(grid.output) / "some" / "seed2" / name).write_text(content)
+    assert main(["compare", "--config", str(grid_file), "--stage", "report"]) == 1
+    assert re.search(said.replace("(", r"\("), capsys.readouterr().err)
+    assert not Path(grid.report).exists()
+
+
 def test_differences_are_paired(grid_file):
     grid = read_prepared_grid(grid_file, {}, Comparison)
     measured = made_up(grid)
@@ -84,6 +103,22 @@ def test_differences_are_paired(grid_file):
     loss, error = quantities_of(grid, measured)
     for quantity in (loss, error):
         assert differences(grid, measured, quantity)["some"].judgement == "one common seed: no statement about noise"
+
+
+def test_a_variant_that_diverged_is_not_the_best(grid_file):
+    grid = read_prepared_grid(grid_file, {}, Comparison)
+    measured = made_up(grid, words=False)
+    measured["many"][1]["valid"]["loss"] = float("nan")
+    (loss,) = quantities_of(grid, measured)
+    assert next(iter(loss.values)) == "many" and best_sentence(grid, loss).startswith("Lowest mean: `some`.")
+    assert differences(grid, measured, loss)["many"].judgement == "a run has no finite value"
+    (loss,) = quantities_of(grid, {"many": measured["many"]})
+    assert best_sentence(grid, loss) == "No variant has finite values alone."
+    for variant, runs in measured.items():
+        for seed, run in runs.items():
+            (Path(grid.output) / variant / f"seed{seed}" / "cell.json").write_text(json.dumps(run))
+    assert main(["compare", "--config", str(grid_file), "--stage", "report"]) == 0
+    assert "| nan ± nan |" in Path(grid.report).read_text()
 
 
 def test_the_best_variant_at_an_end_is_no_optimum(grid_file):

@@ -1,5 +1,6 @@
 """Configuration errors: one line, the field, the nearest valid name; nothing allocated, no run directory made."""
 
+import math
 import sys
 
 import pytest
@@ -7,6 +8,9 @@ import pytest
 from pretrain import train
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
+from tests.pretrain.test_guards import run as train_toy
+from tests.pretrain.test_guards import toy
+from tests.pretrain.toy import ToyTask
 
 TOY = ["--task", "tests.pretrain.toy.ToyTask", "--output", "runs/never", "--steps", "3"]
 
@@ -50,6 +54,8 @@ def test_unknown_argument_names_the_nearest(argument, value, nearest):
         ("optimizer: {lrr: 1}", "lrr", "lr"),
         ("stepps: 5", "stepps", "steps"),
         ("engine: {offload: {optimiser: cpu}}", "optimiser", "optimizer"),
+        ("optimizer: {foo: 1}", "foo", "did you mean 'optimizer."),
+        ("task: {class_path: pretrain.tasks.LanguageModelTask, init_args: {zloss: 1}}", "zloss", "z_loss"),
         ("task: {class_path: tests.pretrain.toy.ToyTask, init_args: {siz: 5}}", "siz", "size"),
     ],
 )
@@ -74,6 +80,9 @@ def test_unknown_key_in_yaml_names_the_nearest(tmp_path, yaml, unknown, nearest)
         (["--loader.workers", "-1"], r"loader\.workers is -1"),
         (["--optimizer.lr", "-1"], r"optimizer\.lr is -1\.0; it must be greater than 0"),
         (["--optimizer.betas", "[2,3]"], r"optimizer\.betas has 3"),
+        (["--optimizer.muon_lr", ".inf"], r"optimizer\.muon_lr is inf; it must be a finite number"),
+        (["--optimizer.width_rule.anchor_width", "0"], r"optimizer\.width_rule\.anchor_width is 0; it must be greater"),
+        (["--optimizer.batch_rule.anchor_lr", "-1"], r"optimizer\.batch_rule\.anchor_lr is -1\.0; it must be greater"),
         (["--optimizer.weight_decay", "-3"], r"optimizer\.weight_decay is -3"),
         (["--schedule.warmup_steps", "-4"], r"schedule\.warmup_steps is -4"),
         (["--schedule.final_ratio", "5"], r"schedule\.final_ratio is 5"),
@@ -86,6 +95,53 @@ def test_unknown_key_in_yaml_names_the_nearest(tmp_path, yaml, unknown, nearest)
 def test_wrong_values_name_the_field(arguments, field):
     with pytest.raises(ConfigurationError, match=field):
         parse([*TOY, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("optimizer: [muon]", r"optimizer is \['muon'\]; it must be a mapping of its fields: name, lr"),
+        ("seed: 1\noptimizer:", r"optimizer is null; it must be OptimizerConfig, or left out"),
+        ("optimizer: {muon_lr: null}", r"optimizer\.muon_lr is null; it must be float, or left out"),
+        ("optimizer: {width_rule: null}", r"optimizer\.width_rule is null"),
+        ("optimizer: {width_rule: {exponent: .nan}}", r"optimizer\.width_rule\.exponent is nan; it must be a finite"),
+        ("engine: {deepspeed: null}", r"engine\.deepspeed is null"),
+        ("distributed: {timeout_seconds: .inf}", r"distributed\.timeout_seconds is inf"),
+        (
+            "task: {class_path: tests.pretrain.toy.ToyTask, init_args: {size: null}}",
+            r"task\.size is null; it must be int",
+        ),
+        (
+            "task: {class_path: pretrain.tasks.LanguageModelTask, init_args: {model: x, train: [y], z_loss: null}}",
+            r"task\.z_loss is null; it must be float",
+        ),
+        ("hooks: [{class_path: eval.hooks.LmEvalHook, init_args: {tasks: [x], every: null}}]", r"hooks\.every is null"),
+    ],
+)
+def test_values_that_the_types_do_not_have_are_refused(tmp_path, yaml, said):
+    """jsonargparse lets all of them through."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml + "\n")
+    with pytest.raises(ConfigurationError, match=said):
+        parse([*TOY[2:], *([] if yaml.startswith("task") else TOY[:2]), "--config", str(path)])
+
+
+def test_nulls_and_odd_numbers_that_are_meant_pass():
+    config, _ = parse([*TOY, "--optimizer.lr", "null", "--task.poison", "null", "--guards.spike_sigmas", "null"])
+    assert config.optimizer.lr is None and math.isnan(config.task.factor)  # the task's own default
+
+
+def test_a_tasks_own_optimizer_must_be_one(monkeypatch):
+    monkeypatch.setattr(ToyTask, "default_optimizer", "sgd")
+    with pytest.raises(ConfigurationError, match=r"default_optimizer of ToyTask is 'sgd'; it must be adamw or muon"):
+        parse(TOY)
+    assert parse([*TOY, "--optimizer.name", "adamw"])[0].optimizer.name == "adamw"
+
+
+def test_a_tasks_own_means_must_be_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(ToyTask, "mean_metrics", ("bits",))
+    with pytest.raises(ConfigurationError, match=r"ToyTask\.mean_metrics names 'bits', which is not reported of the"):
+        train_toy(toy(tmp_path, steps=1))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from arch import count_parameters, load_model_config
 from pretrain import engine, precision
 from pretrain.command_line import parse
+from pretrain.errors import ConfigurationError
 from pretrain.trainer import train
 from tests.pretrain.conftest import ROOT, TINY, rows
 
@@ -116,3 +117,21 @@ def test_a_cpu_overlaps_nothing_and_small_models_have_small_buckets() -> None:
     zero = engine.deepspeed_config(config, 1, 10**9, accelerated=False)["zero_optimization"]
     assert "overlap_comm" not in zero and zero["reduce_bucket_size"] == 500_000_000
     assert engine.deepspeed_config(config, 1, 1001, accelerated=True)["zero_optimization"]["reduce_bucket_size"] == 1008
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "field"),
+    [
+        ({"optimizer": {"type": "Muon", "params": {"lr": 0.1}}}, "optimizer", "optimizer.name"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage", "engine.zero_stage"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping", "optimizer.clip"),
+        ({"fp16": {"enabled": True}}, "fp16", "engine.precision"),
+    ],
+)
+def test_raw_settings_that_a_field_decides_are_refused(raw: dict[str, Any], path: str, field: str) -> None:
+    words = ["--task", "tests.pretrain.toy.ToyTask", "--output", "x", "--steps", "1", "--engine.deepspeed"]
+    config, _ = parse([*words, json.dumps(raw)])
+    with pytest.raises(ConfigurationError, match=f"engine.deepspeed sets {path}, which follows from {field}; leave"):
+        engine.deepspeed_config(config, 1, 10)
+    config, _ = parse([*words, '{"zero_optimization": {"reduce_scatter": false}, "bf16": null}'])
+    assert engine.deepspeed_config(config, 1, 10)["zero_optimization"]["reduce_scatter"] is False

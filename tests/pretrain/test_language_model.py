@@ -133,6 +133,30 @@ def test_errors_of_the_task_name_the_field(corpus, tmp_path):
         LanguageModelTask(str(shape), [])
 
 
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ({"intermediate_size": 64}, "intermediate_size is 48, the run's model has 64"),
+        ({"num_attention_heads": 4}, "num_attention_heads"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"rope_theta": 5e5}, "rope_parameters"),
+        ({"shortcut_reduction": 8}, "shortcut_reduction"),
+        ({"series_scope": "scalar"}, "series_scope"),
+        ({"qk_norm": True}, "qk_norm"),
+    ],
+)
+def test_initial_weights_of_another_model_are_refused_by_its_field(finished, corpus, tmp_path, override, field):
+    """The run would train the shape of its weights, and say that it has its own."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps(TINY))
+    start = partial(LanguageModelTask, str(path), [str(corpus["train"])], initial_weights=str(finished[0]))
+    with pytest.raises(ConfigurationError, match=rf"task\.initial_weights .*{field}"):
+        start(model_overrides=override).build_model(0)
+    with pytest.raises(ConfigurationError, match=field):
+        start(model_overrides=override).skeleton()
+    start(model_overrides={"init_scheme": "zero_output"}).build_model(0)
+
+
 def test_what_follows_from_a_field_also_follows_its_override(corpus, tmp_path):
     shape = tmp_path / "small.yaml"
     shape.write_text(

@@ -34,6 +34,12 @@ def test_constant_and_default_warmup_fraction():
     assert schedule.factor(0, 1000) == pytest.approx(1 / 30) and schedule.factor(30, 1000) == 1.0
 
 
+@pytest.mark.parametrize(("exponent", "size"), [(400.0, 4096), (-400.0, 4096), (1e40, 64), (-1.0, 0)])
+def test_a_rule_that_makes_no_rate_says_so(exponent, size):
+    with pytest.raises(ConfigurationError, match=r"optimizer\.lr is null, and optimizer\.width_rule makes (0|inf) of"):
+        WidthRule(exponent=exponent).learning_rate(size)
+
+
 def test_square_root_batch_rule():
     rule = BatchRule()
     assert rule.learning_rate(2_000_000) == pytest.approx(2e-4)
