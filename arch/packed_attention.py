@@ -1,18 +1,19 @@
-"""Attention over packed rows without a mask of S x S numbers: what to pass a model, and two kernels of torch for it.
+"""Attention over packed rows without a mask of S x S numbers: what to pass a model, and three kernels of torch for it.
 
     rows        a a a b b | c d d d d          documents lie end to end and never see each other
     varlen      0 3 5 6 10, at most 4          begins and the longest length: flash-attn, torch's own kernel
     flex        # . .    # = some, O = all     which blocks of 128 x 128 a block of queries reads, and a rule that
                 # # .                          tells the pairs inside of a block that is read in part
                 . O #
+    cpu         0 3 5 6 10                     begins: a call of the kernel for each (arch/document_attention.py)
     sdpa        [B, 1, S, S]                   a dense mask, if a row holds several documents; otherwise none
 
 `packed_arguments` gives what `PanguPiModel` is called with, so that neither the model nor transformers has to look at
-positions, which would wait for the device. `register_packed_attention` makes two implementations known to transformers
-besides its own. They are for training: without documents (generation, padded batches) both are sdpa. Their names never
-leave with a model, because transformers does not write `_attn_implementation`. It also puts a shorter way to the kernel
-under the names of flash-attn: transformers' own hands on the number of the layer, and so `torch.compile` would make a
-graph for every layer, until it gives up.
+positions, which would wait for the device. `register_packed_attention` makes three implementations known to
+transformers besides its own. They are for training: without documents (generation, padded batches) all are sdpa. Their
+names never leave with a model, because transformers does not write `_attn_implementation`. It also puts a shorter way
+to the kernel under the names of flash-attn: transformers' own hands on the number of the layer, and so `torch.compile`
+would make a graph for every layer, until it gives up.
 
 Shapes: B batch, H heads, G heads of keys and values, S sequence, D width of a head, N documents, T = B * S tokens,
 Q = K = S / 128 blocks, rounded up.
@@ -31,14 +32,18 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
+
+from arch.document_attention import document_attention
 
 TORCH_VARLEN = "torch_varlen"
 """`torch.nn.attention.varlen`, where this torch has it."""
 PACKED_FLEX = "packed_flex"
 """transformers' flex attention where there is a block mask, sdpa elsewhere (flex compiles for every new length)."""
+PACKED_CPU = "packed_cpu"
+"""torch's flash kernel for CPUs, document by document."""
 FLASH = ("flash_attention_2", "flash_attention_3")
 """transformers' names for the package flash-attn."""
 BLOCK = 128
@@ -62,7 +67,7 @@ def packed_arguments(
         Nothing where transformers has to make a dense mask of the positions: eager, and sdpa with several documents in
         a row.
     """
-    if "flash" in implementation or implementation == TORCH_VARLEN:
+    if "flash" in implementation or implementation in (TORCH_VARLEN, PACKED_CPU):
         bounds = {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens}
         return (
             bounds | {"max_length_q": longest_document, "max_length_k": longest_document} | _without_mask(position_BS)
@@ -115,10 +120,10 @@ def has_torch_varlen() -> bool:
 
 
 def register_packed_attention() -> None:
-    """Makes TORCH_VARLEN, where this torch has it, PACKED_FLEX and the shorter way to FLASH known to transformers."""
+    """Makes TORCH_VARLEN, where this torch has it, PACKED_FLEX, PACKED_CPU and the shorter way to FLASH known."""
     for name in FLASH:
         AttentionInterface.register(name, _flash_forward)
-    forwards: dict[str, Forward] = {PACKED_FLEX: _flex_forward}
+    forwards: dict[str, Forward] = {PACKED_FLEX: _flex_forward, PACKED_CPU: _cpu_forward}
     if has_torch_varlen():
         forwards[TORCH_VARLEN] = _varlen_forward()
     for name, forward in forwards.items():
@@ -161,6 +166,38 @@ def _flex_forward(
     return forward(module, query_BHSD, key_BGSD, value_BGSD, attention_mask, **options)
 
 
+def _cpu_forward(
+    module: nn.Module,
+    query_BHSD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query_BHSD, key_BGSD, value_BGSD, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    _refuse_dropout(PACKED_CPU, dropout)
+    batch, heads, length, width = query_BHSD.shape
+    groups = heads // key_BGSD.shape[1]
+    query_THD, key_THD, value_THD = (
+        x.transpose(1, 2).reshape(batch * length, heads, width)
+        for x in (query_BHSD, repeat_kv(key_BGSD, groups), repeat_kv(value_BGSD, groups))
+    )
+    scale = width**-0.5 if scaling is None else scaling
+    output_THD, _ = document_attention(query_THD, key_THD, value_THD, cu_seq_lens_q, scale)
+    return output_THD.view(batch, length, heads, width), None
+
+
+def _refuse_dropout(name: str, dropout: float) -> None:
+    if dropout:
+        raise ValueError(f"{name} has no dropout; the model's attention_dropout is {dropout}")
+
+
 def _varlen_forward() -> Forward:
     """The kernel in the form of transformers' interface. Its options have changed with torch's versions."""
     from torch.nn.attention import varlen
@@ -185,8 +222,7 @@ def _varlen_forward() -> Forward:
             return sdpa_attention_forward(
                 module, query_BHSD, key_BGSD, value_BGSD, attention_mask, dropout=dropout, scaling=scaling, **options
             )
-        if dropout:
-            raise ValueError(f"{TORCH_VARLEN} has no dropout; the model's attention_dropout is {dropout}")
+        _refuse_dropout(TORCH_VARLEN, dropout)
         batch, heads, length, width = query_BHSD.shape
         groups = heads // key_BGSD.shape[1]
         if groups > 1 and not grouped:
@@ -208,6 +244,7 @@ def _varlen_forward() -> Forward:
 
 
 __all__ = [
+    "PACKED_CPU",
     "PACKED_FLEX",
     "TORCH_VARLEN",
     "has_torch_varlen",

@@ -3,6 +3,7 @@
     rows of one document          sdpa: torch takes a causal kernel without a mask
     packed rows, on CUDA          variable length: flash-attn if it is installed, else torch's own kernel (bf16 or fp16,
                                   heads of up to 256, Ampere or newer); else flex attention
+    packed rows, on a CPU         torch's flash kernel, document by document
     packed rows, elsewhere        sdpa with a dense mask
 
 The step-0 audit prints the decision with its reason.
@@ -20,6 +21,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 
 from arch import PanguPiConfig
 from arch.packed_attention import (
+    PACKED_CPU,
     PACKED_FLEX,
     TORCH_VARLEN,
     has_torch_varlen,
@@ -76,6 +78,10 @@ def choose(config: PanguPiConfig, device: torch.device, dtype: torch.dtype, pack
     """The attention for a model of this shape and type on that device."""
     if not packed:
         return Choice("sdpa", "auto: a row is one document, so no mask is needed")
+    if device.type == "cpu":
+        if config.attention_dropout:
+            return Choice("sdpa", "auto: a dense mask, because torch's flash kernel for CPUs has no attention_dropout")
+        return Choice(PACKED_CPU, "auto: torch's flash kernel for CPUs, document by document")
     if device.type != "cuda":
         return Choice("sdpa", f"auto: on {device.type} a dense mask; kernels of variable length need CUDA")
     name = str(dtype).removeprefix("torch.")

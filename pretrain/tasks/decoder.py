@@ -210,7 +210,7 @@ class DecoderTask(Task):
     def blank_model(self) -> nn.Module:
         """Needs no shards, no weights, no attention package: flash and flex attention are fused and have no mask."""
         asked = self.attention
-        if asked == AUTO and self._planned_for == "cpu":
+        if asked == AUTO and self._planned_for == "cpu" and self.model_config.attention_dropout:
             asked = "sdpa"
         masked = asked == "sdpa" and self.document_mask
         if not masked and asked != "eager":

@@ -70,11 +70,13 @@ def test_recomputed_blocks_keep_less_and_masks_and_scores_more(tmp_path):
     plain = kept(document_mask=False)
     assert masked - plain >= layers * SIZE * LENGTH**2 * 4
     assert kept(attention="flash_attention_2") == plain
-    # auto takes such an attention on a device, and a mask on a CPU
+    # auto takes such an attention on a device and on a CPU, where dropout needs a mask
     assert kept() == plain
-    on_cpu = language(tmp_path)
-    on_cpu.plan_for("cpu")
-    assert measure(on_cpu, SIZE, torch.float32, False)[0].kept == masked
+    on_cpu, dropping = language(tmp_path), language(tmp_path, model_overrides={"attention_dropout": 0.1})
+    for task in (on_cpu, dropping):
+        task.plan_for("cpu")
+    assert measure(on_cpu, SIZE, torch.float32, False)[0].kept == plain
+    assert measure(dropping, SIZE, torch.float32, False)[0].kept > masked
     # ... and the scores of every head, in place of the fused kernel's one number a query
     assert kept(attention="eager") - plain >= 0.95 * layers * heads * SIZE * LENGTH**2 * 4
 

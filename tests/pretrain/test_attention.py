@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from arch.packed_attention import PACKED_FLEX, TORCH_VARLEN, packed_block_mask
+from arch.packed_attention import PACKED_CPU, PACKED_FLEX, TORCH_VARLEN, packed_block_mask
 from data_pipeline.document_bounds import document_bounds
 from pretrain.attention import built_with, last_hidden
 from pretrain.attention_checks import check_document_isolation
@@ -23,6 +23,8 @@ from tests.pretrain.exact_flash import exact_flash
 LENGTHS = [[5, 9, 2, 16], [32], [1, 1, 29, 1], [17, 15]]
 """Documents of every row of a micro-batch."""
 FLASH = ["flash_attention_2", "flash_attention_3", TORCH_VARLEN]
+OURS = [TORCH_VARLEN, PACKED_FLEX, PACKED_CPU]
+"""What nobody asks for by name."""
 
 
 def positions() -> torch.Tensor:
@@ -59,29 +61,30 @@ def test_bounds_are_those_of_all_rows_laid_end_to_end():
     assert document_bounds(begun)["cu_seq_lens"].tolist() == [0, 2, 4, 8]
 
 
-@pytest.mark.parametrize("name", [*FLASH, "flex_attention", PACKED_FLEX])
+@pytest.mark.parametrize("name", [*FLASH, PACKED_CPU, "flex_attention", PACKED_FLEX])
 def test_every_attention_computes_what_sdpa_computes_with_a_dense_mask(name, tmp_path, monkeypatch):
-    calls = exact_flash(monkeypatch)
+    calls, with_gradient = exact_flash(monkeypatch), name in (*FLASH, PACKED_CPU)
     results = []
     for attention in ("sdpa", name):
-        task = make(tmp_path, "auto" if attention in (TORCH_VARLEN, PACKED_FLEX) else attention)
+        task = make(tmp_path, "auto" if attention in OURS else attention)
         model, batch = build(task, monkeypatch, attention), batch_of(task)
         # Flex attention's kernel would take a minute to compile, and has no backward pass on a CPU.
-        with torch.compiler.set_stance("force_eager"), torch.set_grad_enabled(name in FLASH):
+        with torch.compiler.set_stance("force_eager"), torch.set_grad_enabled(with_gradient):
             output = task.loss(model.train(), batch)
-        if name in FLASH:
+        if with_gradient:
             output.total.backward()
         results.append((output.per_sample, [parameter.grad for parameter in model.parameters()]))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
-    if name in FLASH:
+    if with_gradient:
         for dense, other in zip(results[0][1], results[1][1], strict=True):
             torch.testing.assert_close(dense, other, rtol=1e-4, atol=1e-5)
+    if name in FLASH:
         assert set(calls) == {"varlen_attn" if name == TORCH_VARLEN else "flash_attn_varlen_func"}
         assert len(calls) == TINY["num_hidden_layers"]
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("name", ["sdpa", *FLASH, PACKED_FLEX])
+@pytest.mark.parametrize("name", ["sdpa", *FLASH, PACKED_FLEX, PACKED_CPU])
 def test_the_audit_isolates_documents_in_all_rows(name, qk_norm, tmp_path, monkeypatch):
     exact_flash(monkeypatch)
     task = make(tmp_path, "auto", model_overrides={"qk_norm": qk_norm})
@@ -171,7 +174,7 @@ def test_without_bounds_the_packed_kernels_are_sdpa(tmp_path, monkeypatch):
     ids_BS = torch.randint(TINY["vocab_size"], (2, 12))
     padding_BS = (torch.arange(12) >= torch.tensor([[4], [0]])).long()
     outputs = []
-    for name in ("sdpa", TORCH_VARLEN, PACKED_FLEX):
+    for name in ("sdpa", *OURS):
         model = build(task, monkeypatch, name)
         options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
         with torch.no_grad():
@@ -182,7 +185,7 @@ def test_without_bounds_the_packed_kernels_are_sdpa(tmp_path, monkeypatch):
     assert not calls
 
 
-@pytest.mark.parametrize("name", [TORCH_VARLEN, PACKED_FLEX])
+@pytest.mark.parametrize("name", OURS)
 def test_no_name_of_ours_leaves_with_a_model(name, tmp_path, monkeypatch):
     model = build(make(tmp_path, "auto"), monkeypatch, name)
     model.save_pretrained(tmp_path / "saved")

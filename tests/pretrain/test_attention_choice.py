@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from arch import PanguPiConfig, PanguPiForCausalLM
-from arch.packed_attention import PACKED_FLEX, TORCH_VARLEN
+from arch.packed_attention import PACKED_CPU, PACKED_FLEX, TORCH_VARLEN
 from data_pipeline.document_bounds import document_bounds
 from pretrain import attention
 from pretrain.attention import built_with, choose, decide, last_hidden
@@ -62,12 +62,15 @@ def test_packed_rows_on_cuda(gpu, machine, dtype, fields, name, reason):
     assert choice.name == name and choice.reason.startswith("auto: ") and reason in choice.reason
 
 
-def test_rows_of_one_document_and_other_devices_take_sdpa(gpu):
+def test_rows_of_one_document_and_other_devices(gpu):
     gpu(flash=2)
-    config = PanguPiConfig(**SHAPE)
+    config, dropping = PanguPiConfig(**SHAPE), PanguPiConfig(**SHAPE, attention_dropout=0.1)
     assert choose(config, CUDA, torch.bfloat16, packed=False).name == "sdpa"
-    on_cpu = choose(config, torch.device("cpu"), torch.float32, packed=True)
-    assert on_cpu.name == "sdpa" and "on cpu" in on_cpu.reason
+    for packed, name in ((True, PACKED_CPU), (False, "sdpa")):
+        assert choose(config, torch.device("cpu"), torch.float32, packed).name == name
+    for shape, device, reason in ((dropping, "cpu", "no attention_dropout"), (config, "xpu", "on xpu a dense mask")):
+        choice = choose(shape, torch.device(device), torch.float32, packed=True)
+        assert choice.name == "sdpa" and reason in choice.reason
 
 
 def test_what_is_asked_for_is_not_changed():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arch import PanguPiConfig, PanguPiForCausalLM
-from arch.packed_attention import TORCH_VARLEN
+from arch.packed_attention import PACKED_CPU, TORCH_VARLEN
 from data_pipeline.document_bounds import document_bounds
 from pretrain.attention import built_with, last_hidden
 from pretrain.compilation import blocks_of, compile_blocks
@@ -66,7 +66,9 @@ def kernel() -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, checkpointing", [(TORCH_VARLEN, True), ("flash_attention_2", False)])
+@pytest.mark.parametrize(
+    "name, checkpointing", [(TORCH_VARLEN, True), ("flash_attention_2", False), (PACKED_CPU, True)]
+)
 def test_graphs_do_not_multiply_with_documents(name, checkpointing, kernel, monkeypatch):
     exact_flash(monkeypatch)
 

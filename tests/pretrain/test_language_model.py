@@ -72,7 +72,7 @@ def test_it_learns_and_reports_bits_per_byte(finished):
 
 def test_audit_says_what_the_run_is(finished):
     audit = json.loads((finished[0] / "audit.json").read_text())
-    assert "isolates" in audit["document mask"] and "sdpa" in audit["attention"]
+    assert "isolates" in audit["document mask"] and "packed_cpu" in audit["attention"]
     assert "weight decay 0.1" in audit["group decayed"] and "weight decay 0" in audit["group undecayed"]
 
 
