@@ -26,11 +26,15 @@ SLAB_ELEMENTS = 2**23
 """Of a float32 product that is added to the gradient of the weight: 32 MiB, which an accelerator's cache holds."""
 
 
-def head_logits(hidden_CD: Tensor, weight_VD: Tensor, layout: LossLayout) -> Tensor:
-    """Logits [C, V] in the type of the hidden states, in rows of the layout's length."""
-    vocabulary = weight_VD.shape[0]
-    logits_CV = hidden_CD.new_empty(hidden_CD.shape[0], layout.row(vocabulary))[:, :vocabulary]
-    for part in layout.parts(vocabulary):
+def logits_space(like: Tensor, tokens: int, vocabulary: int, layout: LossLayout) -> Tensor:
+    """Memory for the logits [C, V] of `tokens` tokens, in rows of the layout's length."""
+    return like.new_empty(tokens, layout.row(vocabulary))[:, :vocabulary]
+
+
+def head_logits(hidden_CD: Tensor, weight_VD: Tensor, layout: LossLayout, out_CV: Tensor | None = None) -> Tensor:
+    """Logits [C, V] in the type of the hidden states, in rows of the layout's length; perhaps in `out_CV`."""
+    logits_CV = logits_space(hidden_CD, len(hidden_CD), len(weight_VD), layout) if out_CV is None else out_CV
+    for part in layout.parts(len(weight_VD)):
         torch.mm(hidden_CD, weight_VD[part].T, out=logits_CV[:, part])
     return logits_CV
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.fused_loss import token_losses
-from pretrain.head_products import add_weight_gradient, head_logits, hidden_gradient
+from pretrain.head_products import add_weight_gradient, head_logits, hidden_gradient, logits_space
 from pretrain.loss_layout import LossLayout, layout_on
 
 IGNORE_INDEX = -100
@@ -114,18 +114,25 @@ class CrossEntropy:
             if self.z_loss:
                 objective_C = objective_C + rows_RC[-1]
             return ChunkLoss(objective_C, self.reported(rows_RC), logits_CV if with_gradient else None)
+        if self.softcap is None:
+            return self.of_capped(logits_CV, chunk, with_gradient, overwrite=_on_host(logits_CV))
         capped_CV = soft_capped(logits_CV, self.softcap)
         loss = self.of_capped(capped_CV, chunk, with_gradient)
         return loss._replace(gradient_CV=through_soft_cap(loss.gradient_CV, capped_CV, self.softcap))
 
-    def of_capped(self, logits_CV: Tensor, chunk: slice, with_gradient: bool) -> ChunkLoss:
-        """The eager form, of logits that are capped already; the gradient is that of these."""
+    def of_capped(self, logits_CV: Tensor, chunk: slice, with_gradient: bool, overwrite: bool = False) -> ChunkLoss:
+        """The eager form, of logits that are capped already; the gradient is that of these, perhaps over them."""
         labels_C, valid_C = self.labels(chunk), self.valid(chunk)
         targets_C1 = labels_C.where(valid_C, 0).unsqueeze(1)
+        dtype = accumulation_dtype(logits_CV)
+        largest_C, at_labels_C = logits_CV.amax(dim=1).to(dtype), logits_CV.gather(1, targets_C1).squeeze(1)
         # One exponential of each logit. The largest probability is never below 1 / V, so its logarithm is exact.
-        probabilities_CV = F.softmax(logits_CV, dim=-1, dtype=accumulation_dtype(logits_CV))
-        lse_C = logits_CV.amax(dim=1).to(probabilities_CV.dtype) - probabilities_CV.amax(dim=1).log()
-        losses_C = (lse_C - logits_CV.gather(1, targets_C1).squeeze(1)) * valid_C
+        if overwrite and logits_CV.dtype == dtype:
+            probabilities_CV = torch.softmax(logits_CV, dim=-1, out=logits_CV)
+        else:
+            probabilities_CV = F.softmax(logits_CV, dim=-1, dtype=dtype)
+        lse_C = largest_C - probabilities_CV.amax(dim=1).log()
+        losses_C = (lse_C - at_labels_C) * valid_C
         reports = [losses_C]
         if self.accuracy:
             reports.append((probabilities_CV.argmax(dim=1) == labels_C).to(losses_C.dtype))
@@ -159,20 +166,26 @@ class _ChunkedHead(torch.autograd.Function):
         empty = torch.empty_like if chunks else torch.zeros_like  # the first chunk writes over what is there
         grad_hidden_ND = empty(hidden_ND) if needs_hidden else None
         grad_weight_VD = empty(weight_VD, dtype=dtype) if needs_weight else None
+        longest = max((chunk.stop - chunk.start for chunk in chunks), default=0)
+        space_CV = logits_space(hidden_ND, longest, weight_VD.shape[0], layout)
+        wide_CV = None
+        if _on_host(hidden_ND) and hidden_ND.dtype != dtype:
+            wide_CV = torch.empty_like(space_CV, dtype=dtype)
         for chunk in chunks:
-            hidden_CD = hidden_ND[chunk]
-            logits_CV = head_logits(hidden_CD, weight_VD, layout)
-            loss = criterion(logits_CV, chunk, needs_hidden or needs_weight, layout)
+            hidden_CD, tokens = hidden_ND[chunk], chunk.stop - chunk.start
+            logits_CV = head_logits(hidden_CD, weight_VD, layout, out_CV=space_CV[:tokens])
+            given_CV = logits_CV if wide_CV is None else wide_CV[:tokens].copy_(logits_CV)
+            loss = criterion(given_CV, chunk, needs_hidden or needs_weight, layout)
             tokens_RN[0, chunk], tokens_RN[1:, chunk] = loss.objective_C, loss.reports_RC
             grad_CV = loss.gradient_CV
             if grad_CV is not None and grad_CV.dtype != logits_CV.dtype:
                 grad_CV = logits_CV.copy_(grad_CV)
-            del loss, logits_CV  # or they would live beside those of the next chunk
+            del loss
             if grad_hidden_ND is not None:
                 hidden_gradient(grad_CV, weight_VD, layout, grad_hidden_ND[chunk])
             if grad_weight_VD is not None:
                 add_weight_gradient(grad_CV, hidden_CD, layout, grad_weight_VD, is_first=chunk.start == 0)
-            del grad_CV
+            del grad_CV  # or it might live beside that of the next chunk
         # Not save_for_backward: backward hands these very tensors over, and a second reference would force a copy.
         ctx.gradients = (grad_hidden_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
@@ -191,6 +204,11 @@ class _ChunkedHead(torch.autograd.Function):
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.mul_(grad_total).to(ctx.weight_dtype)
         return grad_hidden_ND, grad_weight_VD, None, None
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """Whether memory comes from the host's allocator, from which every large block is new and written page by page."""
+    return tensor.device.type in ("cpu", "meta")
 
 
 def soft_capped(logits_CV: Tensor, cap: float | None) -> Tensor:
