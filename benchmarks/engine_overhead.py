@@ -9,7 +9,9 @@ Same model, same loss, same data, taking turns. --profile adds the ten operators
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from measure import finish, table, take_turns
@@ -28,8 +30,10 @@ from pretrain.tasks.base import seeded_build
 class RandomTokenTask(LanguageModelTask):
     """The language-model task on made-up tokens: no shards, no tokenizer."""
 
-    def __init__(self, shape: str, sequence_length: int) -> None:
-        self.model_config = load_model_config(shape)
+    def __init__(
+        self, shape: str | Path | Mapping[str, Any], sequence_length: int, overrides: Mapping[str, Any] | None = None
+    ) -> None:
+        self.model_config = load_model_config(shape, overrides)
         self.sequence_length, self.loss_chunk_elements, self.teacher = sequence_length, None, None
 
     def build_model(self, seed: int) -> torch.nn.Module:
