@@ -206,6 +206,9 @@ class WordRecognitionTask(Task):
     def units_per_sample(self) -> tuple[int, str]:
         return 1, "images"
 
+    def residual_width(self) -> int | None:
+        return self.model_config.width
+
     def flops_per_sample(self) -> float:
         typical = min(8, self.model_config.max_length)  # characters of a word in running text
         return self.model_config.training_flops(typical + 1, self.orderings)
