@@ -57,6 +57,7 @@ class WordRecognitionTask(Task):
 
     config_file: ClassVar[str] = CONFIG_FILE
     """What `save_pretrained` writes beside the weights."""
+    default_optimizer = "muon"
 
     def __init__(
         self,
