@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class WordRecognitionTask(Task):
 
     config_file: ClassVar[str] = CONFIG_FILE
     """What `save_pretrained` writes beside the weights."""
-    default_optimizer = "muon"
+    default_optimizer: ClassVar[Literal["adamw", "muon"]] = "muon"
 
     def __init__(
         self,
