@@ -82,8 +82,8 @@ class OptimizerConfig:
     """Optimizer and its hyperparameters (defaults: tiny_lm spec section 3)."""
 
     name: Literal["auto", "adamw", "muon"] = "auto"
-    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest. auto is the task's own: Muon
-    for language models, AdamW elsewhere (docs/recipe.md)."""
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest. auto is the task's own
+    (docs/recipe.md)."""
     lr: float | None = None
     """Peak learning rate of AdamW. None applies `batch_rule` to the global batch, or beside Muon `width_rule`."""
     batch_rule: BatchRule = field(default_factory=BatchRule)

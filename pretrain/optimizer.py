@@ -2,7 +2,8 @@
 
 decayed        matrices
 undecayed      vectors (norm weights, biases) and what the model names in no_weight_decay() (series scales)
-muon           with `name: muon`, the decayed matrices that are not embeddings or the head; the rest stays with AdamW
+muon           with `name: muon`, the decayed matrices (of a convolution: a filter a row) that are not embeddings, do
+               not read pixels and are not the head; the rest stays with AdamW
 
 Each group is split again where parts of the model have learning rates of their own: by what they are
 (`OptimizerConfig.embedding_lr_factor` and its siblings), and by where they are (`Task.learning_rate_factors`).
@@ -107,7 +108,8 @@ def _factors(names: list[str], by_prefix: Mapping[str, float]) -> dict[str, floa
 def _tables(model: nn.Module) -> set[int]:
     """Ids of the parameters of look-up tables, for which orthogonalised updates make no sense; a tied head is one.
 
-    A factorised input embedding counts whole: its projection stands for a table.
+    A factorised input embedding counts whole: its projection stands for a table. Of a model of images, what reads the
+    pixels is its input embedding.
     """
     ends = getattr(model, "get_input_embeddings", lambda: None)()
     modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]

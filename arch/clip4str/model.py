@@ -114,6 +114,14 @@ class Clip4Str(nn.Module):
         text_NSE = self.clip.text_projection(self.clip.text_model(input_ids=ids_NS).last_hidden_state)
         return text_NSE[place_BK]
 
+    def get_input_embeddings(self) -> nn.Module:
+        """What reads the pixels."""
+        return self.clip.vision_model.embeddings.patch_embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The heads of both branches."""
+        return nn.ModuleList([self.visual_decoder.head, self.cross_decoder.head])
+
     def no_weight_decay(self) -> set[str]:
         """Names of matrices that weight decay spares."""
         return {

@@ -96,6 +96,10 @@ class CharacterDecoder(nn.Module):
         placed = content_BLD[:, 1:] + self.pos_queries[:, : context_BL.shape[1] - 1]
         return torch.cat([content_BLD[:, :1], placed], dim=1)
 
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, under the name that transformers gives it."""
+        return self.head
+
     def no_weight_decay(self) -> set[str]:
         """Names of matrices that weight decay spares."""
         return {"text_embed.embedding.weight", "pos_queries"}

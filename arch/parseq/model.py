@@ -56,6 +56,11 @@ class Parseq(CharacterDecoder):
         """
         return super().forward(self.encoder(images_B3HW), context_BL, ordering_KP)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """What reads the pixels: the patches' projection, or of a stem of convolutions the first one."""
+        embed: Any = self.encoder.patch_embed
+        return embed.layers[0] if self.config.stem == "convolution" else embed
+
     def no_weight_decay(self) -> set[str]:
         """Names of matrices that weight decay spares."""
         return super().no_weight_decay() | {"encoder.pos_embed"}

@@ -87,6 +87,14 @@ class VqModel(nn.Module):
         images = (self.decoder(vectors_BDGG) + 1) / 2
         return Reconstructed(images, ids_BGG.flatten(1).long(), commitment_B)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """What reads the pixels: the encoder's first convolution."""
+        return self.encoder[1]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """What writes the pixels: the decoder's last convolution."""
+        return self.decoder[-2]
+
     def latents(self, images_B3SS: Tensor) -> Tensor:
         """What the bottleneck quantises: [B, D, G, G]."""
         return self.encoder(2 * images_B3SS - 1)

@@ -42,6 +42,7 @@ class Clip4StrTask(WordRecognitionTask):
     """
 
     config_file: ClassVar[str] = CONFIG_FILE
+    default_optimizer = "adamw"
 
     def __init__(
         self,

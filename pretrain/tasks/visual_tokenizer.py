@@ -194,6 +194,9 @@ class VisualTokenizerTask(Task):
     def units_per_sample(self) -> tuple[int, str]:
         return 1, "images"
 
+    def residual_width(self) -> int | None:
+        return self.model_config.width
+
     def flops_per_sample(self) -> float:
         """Forward and backward of the model; the frozen perceptual network is not counted."""
         return 3 * self.model_config.forward_flops()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class WordRecognitionTask(Task):
 
     config_file: ClassVar[str] = CONFIG_FILE
     """What `save_pretrained` writes beside the weights."""
+    default_optimizer: ClassVar[Literal["adamw", "muon"]] = "muon"
 
     def __init__(
         self,
@@ -205,6 +206,9 @@ class WordRecognitionTask(Task):
 
     def units_per_sample(self) -> tuple[int, str]:
         return 1, "images"
+
+    def residual_width(self) -> int | None:
+        return self.model_config.width
 
     def flops_per_sample(self) -> float:
         typical = min(8, self.model_config.max_length)  # characters of a word in running text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from arch import count_parameters, load_model_config
-from pretrain import engine, precision
+from pretrain import engine, precision, tasks
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
 from pretrain.trainer import train
@@ -81,6 +82,19 @@ def runs() -> list[Path]:
 def test_the_runs_are_found() -> None:
     found = {path.name for path in runs()}
     assert len(runs()) >= 18 and {"quickstart.yaml", "drawn_cpu.yaml", "gpu_train.yaml", "1b_pro.yaml"} <= found
+
+
+def test_every_run_names_its_optimizer() -> None:
+    """So that a task's new default changes no published table and no restated paper."""
+    named = {path: yaml.safe_load(path.read_text()).get("optimizer", {}).get("name") for path in runs()}
+    assert {path.name for path, name in named.items() if name not in ("adamw", "muon")} == set()
+
+
+def test_the_recipe_tells_what_auto_takes() -> None:
+    """Every task of ours stands in the page's table with its own default."""
+    told = dict(re.findall(r"^\| `(\w+Task)` \| (\w+) \|", (ROOT / "docs" / "recipe.md").read_text(), re.MULTILINE))
+    ours = {name for name in tasks.__all__ if name.endswith("Task") and name not in ("Task", "DecoderTask")}
+    assert told == {name: getattr(tasks, name).default_optimizer for name in ours}
 
 
 @pytest.mark.parametrize("path", runs(), ids=lambda path: str(path.relative_to(ROOT / "configs")))

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from arch import PanguPiConfig, PanguPiForCausalLM
+from arch.clip4str import Clip4Str, Clip4StrConfig
+from arch.parseq import Parseq, ParseqConfig
+from arch.visual import VisualTokenizerConfig, VqModel
 from pretrain.config import OptimizerConfig
 from pretrain.optimizer import build_optimizer, parameter_groups
 
@@ -38,6 +41,53 @@ def test_muon_takes_the_matrices_of_the_blocks_only(model):
     assert by_name["decayed"] == {"model.embed_tokens.weight", "lm_head.weight"}
     assert all(".layers." in name for name in by_name["muon"])
     assert not by_name["muon"] & model.no_weight_decay()
+
+
+WORDS = {"width": 16, "decoder_heads": 2, "characters": 10, "max_length": 8}
+PARSEQ = {**WORDS, "encoder_layers": 1, "encoder_heads": 2, "image_width": 32, "patch_height": 8}
+CLIP = {
+    **WORDS, "image_size": 16, "patch_size": 8, "vision_width": 24, "vision_layers": 1, "vision_heads": 2,
+    "text_width": 8, "text_layers": 1, "text_heads": 2, "text_tokens": 258, "text_positions": 16,
+    "frozen_text_layers": 0,
+}  # fmt: skip
+CODES = {"image_size": 16, "grid": 4, "stem": 2, "width": 8, "blocks": 1, "codes": 12, "code_dim": 4}
+IMAGE_MODELS = {
+    "patches": (lambda: Parseq(ParseqConfig(**PARSEQ)), {"encoder.patch_embed.proj.weight", "head.weight"}),
+    "convolutions": (
+        lambda: Parseq(ParseqConfig(**PARSEQ, stem="convolution")),
+        {"encoder.patch_embed.layers.0.weight", "head.weight"},
+    ),
+    "clip": (
+        lambda: Clip4Str(Clip4StrConfig(**CLIP), caption=lambda ids: ids),
+        {
+            "clip.vision_model.embeddings.patch_embedding.weight",
+            "clip.vision_model.embeddings.position_embedding.weight",
+            "clip.text_model.embeddings.token_embedding.weight",
+            "clip.text_model.embeddings.position_embedding.weight",
+            "visual_decoder.head.weight",
+            "cross_decoder.head.weight",
+        },
+    ),
+    "tokenizer": (
+        lambda: VqModel(VisualTokenizerConfig(**CODES)),
+        {"encoder.1.weight", "decoder.7.weight"},
+    ),
+}
+"""Model of images -> its builder, and the decayed matrices that AdamW keeps: what reads pixels or ids, what writes."""
+
+
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_muon_leaves_the_ends_of_image_models_to_adamw(name):
+    build, ends = IMAGE_MODELS[name]
+    image_model = build()
+    spared = image_model.no_weight_decay() if hasattr(image_model, "no_weight_decay") else set()
+    by_name = names(parameter_groups(image_model, spared, OptimizerConfig(name="muon")))
+    assert by_name["decayed"] == ends
+    named = dict(image_model.named_parameters())
+    trained = {n for n, p in named.items() if p.requires_grad}
+    assert by_name["muon"] == {n for n in trained if named[n].ndim > 1} - ends - spared
+    # AdamW alone treats them as it did before they had a name.
+    assert names(parameter_groups(image_model, spared, OptimizerConfig()))["decayed"] == by_name["muon"] | ends
 
 
 def test_unknown_undecayed_name_is_an_error(model):

@@ -89,7 +89,7 @@ def test_the_loss_is_planned_as_the_device_will_cut_it(tmp_path):
     row = 70_016  # the next multiple of 64
     assert {choice.activations.logits for choice in large.choices} == {4096 * row * 2}  # bf16 at every stage
     tokens = 4 * LENGTH // 3  # of three even chunks, which are rounded up
-    assert cpu.choices[0].activations.logits == 2 * (tokens + 1) * 70_000 * 4  # and their logarithms
+    assert cpu.choices[0].activations.logits == (tokens + 1) * 70_000 * 4  # their gradient is written over them
     assert "4,096 tokens into 4 chunk(s) of 1,024 (task.loss_chunk_elements)" in describe(small)
     given = make_plan(config(tmp_path, task__loss_chunk_elements="7001600"), PlanConfig(gpu="h100-80"))
     assert given.loss_layout.tokens == 100
