@@ -89,11 +89,13 @@ OPTIONS = {
 def build_parser() -> ArgumentParser:
     """The parser of all commands."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="python -m arch", description="What a model costs, how it leaves, how it shrinks.")
+    parser = ArgumentParser(
+        prog="python -m arch", description="What a model costs, how it leaves, how it shrinks.", allow_abbrev=False
+    )
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, command in COMMANDS.items():
         summary = (command.__doc__ or "").split("\n", 1)[0]
-        subparser = ArgumentParser(description=summary)
+        subparser = ArgumentParser(description=summary, allow_abbrev=False)
         if name in OPTIONS:
             _add_options(subparser, _options_class(name))
         else:

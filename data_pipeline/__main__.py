@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from arch.caches import use_writable_caches
-from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
+from tokenizer.command_line import Parser, add_config_arguments, end_interrupted, make_config
 
 
 def prepare_command(config: Any) -> None:
@@ -119,10 +119,10 @@ def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands; every option is a field of the command's config."""
-    parser = ArgumentParser(prog="python -m data_pipeline", description="From raw data to deterministic batches.")
+    parser = Parser(prog="python -m data_pipeline", description="From raw data to deterministic batches.")
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, (config_class, _, summary) in commands().items():
-        subparser = ArgumentParser(description=summary)
+        subparser = Parser(description=summary)
         add_config_arguments(subparser, config_class)
         subcommands.add_subcommand(name, subparser, help=summary)
     return parser

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from arch.caches import use_writable_caches
 from eval import commands
 from pretrain.interruption import terminable
-from tokenizer.command_line import add_config_arguments, end_interrupted
+from tokenizer.command_line import Parser, add_config_arguments, end_interrupted
 
 # command -> (its options, the module whose `run(options)` does it); modules are imported only when needed.
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -36,12 +36,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands."""
-    parser = ArgumentParser(
-        prog="python -m eval", description="Measures models: benchmarks, collapse, reports, ablations."
-    )
+    parser = Parser(prog="python -m eval", description="Measures models: benchmarks, collapse, reports, ablations.")
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, (options, _) in COMMANDS.items():
-        subparser = ArgumentParser(description=options.__doc__)
+        subparser = Parser(description=options.__doc__)
         add_config_arguments(subparser, options, config_file=False)
         subcommands.add_subcommand(name, subparser, help=options.__doc__)
     return parser

@@ -19,7 +19,7 @@ from pretrain.interruption import terminable
 from pretrain.library_warnings import silence_library_warnings
 from pretrain.pipeline import StepFailed
 from pretrain.walkthrough import Walkthrough
-from tokenizer.command_line import add_config_arguments, build_config, end_interrupted, make_config
+from tokenizer.command_line import Parser, add_config_arguments, build_config, end_interrupted, make_config
 
 STATUS = "status"
 
@@ -36,7 +36,7 @@ class Command(NamedTuple):
 
     def parser(self) -> ArgumentParser:
         """Of its options."""
-        arguments = ArgumentParser(description=self.summary)
+        arguments = Parser(description=self.summary)
         add_config_arguments(arguments, self.options, config_file=False)
         return arguments
 
@@ -117,6 +117,18 @@ COMMANDS = {
 }
 
 
+def build_parser() -> ArgumentParser:
+    """The parser of all commands."""
+    parser = Parser(prog="python -m pretrain", description=__doc__)
+    subcommands = parser.add_subcommands(required=True, dest="command")
+    for name, command in COMMANDS.items():
+        subcommands.add_subcommand(name, command.parser(), help=command.summary)
+    for name, about in RUN_COMMANDS.items():  # their arguments were read by `main`
+        subcommands.add_subcommand(name, Parser(description=about.summary), help=about.summary)
+    subcommands.add_subcommand(STATUS, _status_parser(), help=status_report.SUMMARY)
+    return parser
+
+
 def main() -> int:
     """Exit code: 0 done, 1 a step failed, 2 wrong arguments, 130 interrupted."""
     use_writable_caches()
@@ -124,13 +136,7 @@ def main() -> int:
         return _budget(sys.argv[2:])
     if (about := RUN_COMMANDS.get(next(iter(sys.argv[1:]), ""))) is not None:
         return about(sys.argv[1], sys.argv[2:])
-    parser = ArgumentParser(prog="python -m pretrain", description=__doc__)
-    subcommands = parser.add_subcommands(required=True, dest="command")
-    for name, command in COMMANDS.items():
-        subcommands.add_subcommand(name, command.parser(), help=command.summary)
-    for name, about in RUN_COMMANDS.items():  # their arguments were read above
-        subcommands.add_subcommand(name, ArgumentParser(description=about.summary), help=about.summary)
-    subcommands.add_subcommand(STATUS, _status_parser(), help=status_report.SUMMARY)
+    parser = build_parser()
     parsed = parser.parse_args()
     if parsed.command == STATUS:
         return _status(parser, parsed[STATUS].as_dict())
@@ -154,7 +160,7 @@ def _budget(arguments: list[str]) -> int:
     from pretrain.budget_report import run
     from pretrain.command_line import explain
 
-    parser = ArgumentParser(prog="pretrain plan", description=BUDGET_SUMMARY, exit_on_error=False)
+    parser = Parser(prog="pretrain plan", description=BUDGET_SUMMARY, exit_on_error=False)
     add_config_arguments(parser, BudgetConfig)
     try:
         options = parser.parse_args(arguments).as_dict()
@@ -172,7 +178,7 @@ def _budget(arguments: list[str]) -> int:
 
 
 def _status_parser() -> ArgumentParser:
-    arguments = ArgumentParser(description=status_report.SUMMARY)
+    arguments = Parser(description=status_report.SUMMARY)
     arguments.add_argument("run", type=str, help="run directory")
     add_config_arguments(arguments, status_report.StatusConfig, config_file=False, skip={"run"})
     return arguments

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from pretrain.config import TrainConfig
 from pretrain.errors import ConfigurationError
 from pretrain.given_values import arguments_of, check_given
-from tokenizer.command_line import bound_yaml
+from tokenizer.command_line import Parser, bound_yaml
 
 TRAINING = "Trains one configuration; start it with `deepspeed`, `torchrun` or plain `python`."
 Options = TypeVar("Options")
@@ -33,7 +33,7 @@ Options = TypeVar("Options")
 def build_parser(prog: str = "train.py", description: str = TRAINING) -> ArgumentParser:
     """The parser of `pretrain/train.py`, and of commands that read the same configuration and more."""
     bound_yaml()
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = Parser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML of the fields below; later arguments override it")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the deepspeed launcher; not used")
     parser.add_class_arguments(TrainConfig)

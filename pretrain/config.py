@@ -351,6 +351,12 @@ class TrainConfig:
         ):
             if not 0 <= value < 1:
                 raise ConfigurationError(f"{name} has {value}; it must be at least 0 and below 1")
+        moving, last = self.optimizer.muon_momentum_warmup_steps, self.optimizer.muon_momentum
+        if moving and self.optimizer.muon_momentum_start > last:
+            raise ConfigurationError(
+                f"optimizer.muon_momentum_start is {self.optimizer.muon_momentum_start}, above muon_momentum ({last}); "
+                "a warm-up rises: set a lower start or a higher optimizer.muon_momentum"
+            )
         for name in ("warmup_fraction", "final_ratio", "decay_fraction"):
             if not 0 <= (value := getattr(self.schedule, name)) <= 1:
                 raise ConfigurationError(f"schedule.{name} is {value}; it must lie between 0 and 1")

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from jsonargparse import ArgumentParser
 
 from arch.caches import use_writable_caches
-from tokenizer.command_line import add_config_arguments, end_interrupted, make_config
+from tokenizer.command_line import Parser, add_config_arguments, end_interrupted, make_config
 from tokenizer.compress import compress
 from tokenizer.compress_config import CompressConfig
 from tokenizer.inspection import InspectConfig, inspect_tokenizer
@@ -39,10 +39,10 @@ OTHER_SPELLINGS = {
 
 def build_parser() -> ArgumentParser:
     """The parser of all commands; every option is a field of the command's config."""
-    parser = ArgumentParser(prog="python -m tokenizer", description="Train, compress and inspect tokenizers.")
+    parser = Parser(prog="python -m tokenizer", description="Train, compress and inspect tokenizers.")
     subcommands = _add_commands(parser, COMMANDS)
     for name, (commands, summary) in GROUPS.items():
-        group = ArgumentParser(description=summary)
+        group = Parser(description=summary)
         subcommands.add_subcommand(name, group, help=summary)
         _add_commands(group, commands)
     return parser
@@ -51,7 +51,7 @@ def build_parser() -> ArgumentParser:
 def _add_commands(parser: ArgumentParser, commands: Mapping[str, Command]) -> Any:
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, (config_class, _, summary) in commands.items():
-        subparser = ArgumentParser(description=summary)
+        subparser = Parser(description=summary)
         add_config_arguments(subparser, config_class)
         subcommands.add_subcommand(name, subparser, help=summary)
     return subcommands

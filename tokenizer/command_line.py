@@ -12,6 +12,13 @@ from yaml import YAMLError
 from arch.outside_files import check_yaml
 
 
+class Parser(ArgumentParser):
+    """A parser that takes options by their full names: a misspelt one is refused, even where it begins a right one."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **options)
+
+
 def add_config_arguments(
     parser: ArgumentParser, config_class: type, config_file: bool = True, skip: Collection[str] = ()
 ) -> None:

@@ -43,11 +43,18 @@ def test_momentum_warms_up_once():
         ("muon_momentum_start", "1", "optimizer.muon_momentum_start has 1.0; it must be at least 0 and below 1"),
         ("muon_momentum_warmup_steps", "-1", "optimizer.muon_momentum_warmup_steps is -1; it must be at least 0"),
         ("weight_decay_schedule", "quadratic", "weight_decay_schedule"),
+        ("weight_decay_sched", "cosine", "optimizer.weight_decay_schedule"),
     ],
 )
 def test_wrong_values_are_refused(tmp_path, field, value, message):
     with pytest.raises(ConfigurationError, match=message):
         run(toy(tmp_path, f"--optimizer.{field}", value))
+
+
+def test_a_warm_up_of_the_momentum_does_not_fall(tmp_path):
+    falling = ("--optimizer.muon_momentum", "0.8", "--optimizer.muon_momentum_warmup_steps", "3")
+    with pytest.raises(ConfigurationError, match=r"muon_momentum_start is 0\.85, above muon_momentum \(0\.8\)"):
+        run(toy(tmp_path, *falling))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
