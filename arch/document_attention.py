@@ -95,9 +95,7 @@ def document_attention(
 
 
 @document_attention.register_fake
-def _(
-    query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, cu_seq_lens: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _(query_THD: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     lse_TH = query_THD.new_empty(query_THD.shape[:2], dtype=_statistics_type(query_THD))
     return query_THD.new_empty(query_THD.shape), lse_TH
 
@@ -132,17 +130,8 @@ def document_attention_backward(
 
 
 @document_attention_backward.register_fake
-def _(
-    gradient_THD: Tensor,
-    query_THD: Tensor,
-    key_THD: Tensor,
-    value_THD: Tensor,
-    output_THD: Tensor,
-    lse_TH: Tensor,
-    cu_seq_lens: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = (tensor.new_empty(tensor.shape) for tensor in (query_THD, key_THD, value_THD))
+def _(gradient_THD: Tensor, *states: Any) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.new_empty(tensor.shape) for tensor in states[:3])
     return query, key, value
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -67,7 +67,10 @@ def packed_arguments(
         Nothing where transformers has to make a dense mask of the positions: eager, and sdpa with several documents in
         a row.
     """
-    if "flash" in implementation or implementation in (TORCH_VARLEN, PACKED_CPU):
+    if implementation == PACKED_CPU:
+        torch._dynamo.maybe_mark_dynamic(cu_seq_lens, 0)  # or the second number of documents would be a second graph
+        return {"cu_seq_lens_q": cu_seq_lens} | _without_mask(position_BS)
+    if "flash" in implementation or implementation == TORCH_VARLEN:
         bounds = {"cu_seq_lens_q": cu_seq_lens, "cu_seq_lens_k": cu_seq_lens}
         return (
             bounds | {"max_length_q": longest_document, "max_length_k": longest_document} | _without_mask(position_BS)
@@ -123,9 +126,9 @@ def register_packed_attention() -> None:
     """Makes TORCH_VARLEN, where this torch has it, PACKED_FLEX, PACKED_CPU and the shorter way to FLASH known."""
     for name in FLASH:
         AttentionInterface.register(name, _flash_forward)
-    forwards: dict[str, Forward] = {PACKED_FLEX: _flex_forward, PACKED_CPU: _cpu_forward}
+    forwards: dict[str, Forward] = {PACKED_FLEX: _flex_forward, PACKED_CPU: _packed(PACKED_CPU, _on_cpu)}
     if has_torch_varlen():
-        forwards[TORCH_VARLEN] = _varlen_forward()
+        forwards[TORCH_VARLEN] = _packed(TORCH_VARLEN, _varlen())
     for name, forward in forwards.items():
         AttentionInterface.register(name, forward)
         AttentionMaskInterface.register(name, sdpa_mask)
@@ -166,45 +169,14 @@ def _flex_forward(
     return forward(module, query_BHSD, key_BGSD, value_BGSD, attention_mask, **options)
 
 
-def _cpu_forward(
-    module: nn.Module,
-    query_BHSD: Tensor,
-    key_BGSD: Tensor,
-    value_BGSD: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    **options: Any,
-) -> tuple[Tensor, Tensor | None]:
-    if cu_seq_lens_q is None:
-        return sdpa_attention_forward(
-            module, query_BHSD, key_BGSD, value_BGSD, attention_mask, dropout=dropout, scaling=scaling, **options
-        )
-    _refuse_dropout(PACKED_CPU, dropout)
-    batch, heads, length, width = query_BHSD.shape
-    groups = heads // key_BGSD.shape[1]
-    query_THD, key_THD, value_THD = (
-        x.transpose(1, 2).reshape(batch * length, heads, width)
-        for x in (query_BHSD, repeat_kv(key_BGSD, groups), repeat_kv(value_BGSD, groups))
-    )
-    scale = width**-0.5 if scaling is None else scaling
-    output_THD, _ = document_attention(query_THD, key_THD, value_THD, cu_seq_lens_q, scale)
-    return output_THD.view(batch, length, heads, width), None
+def _packed(name: str, kernel: Callable[..., Tensor]) -> Forward:
+    """A kernel in the form of transformers' interface; without documents sdpa takes its place.
 
-
-def _refuse_dropout(name: str, dropout: float) -> None:
-    if dropout:
-        raise ValueError(f"{name} has no dropout; the model's attention_dropout is {dropout}")
-
-
-def _varlen_forward() -> Forward:
-    """The kernel in the form of transformers' interface. Its options have changed with torch's versions."""
-    from torch.nn.attention import varlen
-
-    known = inspect.signature(varlen.varlen_attn).parameters
-    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    grouped, scaled = "enable_gqa" in known, "scale" in known
+    Args:
+        name: of the implementation, for errors.
+        kernel: queries [B, H, S, D], keys and values [B, G, S, D], begins of documents [N + 1], scale and what else
+            transformers hands on -> the output [T, H, D].
+    """
 
     def forward(
         module: nn.Module,
@@ -215,32 +187,64 @@ def _varlen_forward() -> Forward:
         dropout: float = 0.0,
         scaling: float | None = None,
         cu_seq_lens_q: Tensor | None = None,
-        max_length_q: int | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if cu_seq_lens_q is None:
             return sdpa_attention_forward(
                 module, query_BHSD, key_BGSD, value_BGSD, attention_mask, dropout=dropout, scaling=scaling, **options
             )
-        _refuse_dropout(TORCH_VARLEN, dropout)
+        if dropout:
+            raise ValueError(f"{name} has no dropout; the model's attention_dropout is {dropout}")
         batch, heads, length, width = query_BHSD.shape
-        groups = heads // key_BGSD.shape[1]
-        if groups > 1 and not grouped:
-            key_BGSD, value_BGSD = (x.repeat_interleave(groups, dim=1) for x in (key_BGSD, value_BGSD))
-        own = {"enable_gqa": True} if groups > 1 and grouped else {}
-        if scaled:
-            own["scale"] = scaling  # type: ignore[assignment]
-        else:
-            query_BHSD = query_BHSD * ((scaling or width**-0.5) * width**0.5)
-        query_THD, key_TGD, value_TGD = (
-            x.transpose(1, 2).reshape(batch * length, -1, width) for x in (query_BHSD, key_BGSD, value_BGSD)
-        )
-        output_THD = varlen.varlen_attn(
-            query_THD, key_TGD, value_TGD, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, **causal, **own
-        )
+        scale = width**-0.5 if scaling is None else scaling
+        output_THD = kernel(query_BHSD, key_BGSD, value_BGSD, cu_seq_lens_q, scale, **options)
         return output_THD.view(batch, length, heads, width), None
 
     return forward
+
+
+def _end_to_end(*states_BHSD: Tensor) -> Iterator[Tensor]:
+    """The tokens of all rows one after the other, [T, H, D] each."""
+    return (x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3]) for x in states_BHSD)
+
+
+def _on_cpu(
+    query_BHSD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, cu_seq_lens: Tensor, scale: float, **_: Any
+) -> Tensor:
+    groups = query_BHSD.shape[1] // key_BGSD.shape[1]
+    states = _end_to_end(query_BHSD, repeat_kv(key_BGSD, groups), repeat_kv(value_BGSD, groups))
+    return document_attention(*states, cu_seq_lens, scale)[0]
+
+
+def _varlen() -> Callable[..., Tensor]:
+    """torch's own kernel. Its options have changed with torch's versions."""
+    from torch.nn.attention import varlen
+
+    known = inspect.signature(varlen.varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    grouped, scaled = "enable_gqa" in known, "scale" in known
+
+    def kernel(
+        query_BHSD: Tensor,
+        key_BGSD: Tensor,
+        value_BGSD: Tensor,
+        cu_seq_lens: Tensor,
+        scale: float,
+        max_length_q: int | None = None,
+        **_: Any,
+    ) -> Tensor:
+        groups = query_BHSD.shape[1] // key_BGSD.shape[1]
+        if groups > 1 and not grouped:
+            key_BGSD, value_BGSD = (x.repeat_interleave(groups, dim=1) for x in (key_BGSD, value_BGSD))
+        own: dict[str, Any] = {"enable_gqa": True} if groups > 1 and grouped else {}
+        if scaled:
+            own["scale"] = scale
+        else:
+            query_BHSD = query_BHSD * (scale * query_BHSD.shape[3] ** 0.5)
+        states = _end_to_end(query_BHSD, key_BGSD, value_BGSD)
+        return varlen.varlen_attn(*states, cu_seq_lens, cu_seq_lens, max_length_q, max_length_q, **causal, **own)
+
+    return kernel
 
 
 __all__ = [
