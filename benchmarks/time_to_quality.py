@@ -40,12 +40,12 @@ from typing import Any, NoReturn
 import time_to_quality_runs as runs
 from llama_trainer import write_blocks
 from measure import finish
+from time_to_quality_plot import draw, other_curves
 
 from arch.outside_files import read_json
 from data_pipeline import explain_mismatch
 from data_pipeline.token_shards import TokenShards
 from eval.held_out import find_documents
-from eval.plots import PALETTE, figure, style_axis
 from pretrain.interruption import terminable
 from pretrain.pipeline import Pipeline
 from pretrain.quickstart import QuickstartConfig
@@ -307,49 +307,6 @@ def margin(table: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     print(f"ours is {mean(gains):.3f} ({min(gains):.3f} to {max(gains):.3f}) below {best['contender']} with "
           f"{best['vocabulary']} pieces, wanted >= {MARGIN}")  # fmt: skip
     return {"mean": mean(gains), "lowest": min(gains), "highest": max(gains)}
-
-
-def draw(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Bits per byte against seconds: a row for every size, a panel for the mean and for each language.
-
-    Args:
-        curves: each with name, size, and points of seconds and bits_per_byte; those of one name share a colour.
-        path: PNG to write.
-    """
-    sizes = list(dict.fromkeys(curve["size"] for curve in curves))
-    names = list(dict.fromkeys(curve["name"] for curve in curves))
-    languages = sorted({name for curve in curves for point in curve["points"] for name in point["bits_per_byte"]})
-    panels = ["mean", *languages]
-    drawing = figure(4.2 * len(panels), 3.4 * len(sizes))
-    for row, size in enumerate(sizes):
-        for column, panel in enumerate(panels):
-            axis = drawing.add_subplot(len(sizes), len(panels), row * len(panels) + column + 1)
-            style_axis(axis, f"{size}: {panel}, bits per byte", "seconds since the launch")
-            labelled: set[str] = set()
-            for curve in (curve for curve in curves if curve["size"] == size):
-                values = [point["bits_per_byte"] for point in curve["points"]]
-                heights = [mean(value.values()) if panel == "mean" else value.get(panel) for value in values]
-                seconds, colour = [point["seconds"] for point in curve["points"]], names.index(curve["name"])
-                axis.plot(seconds, heights, marker="o", markersize=3.5, color=PALETTE[colour % len(PALETTE)],
-                          label=None if curve["name"] in labelled else curve["name"])  # fmt: skip
-                labelled.add(curve["name"])
-            if column == 0:
-                axis.legend(frameon=False, fontsize=8)
-    drawing.savefig(path, dpi=120)
-
-
-def other_curves(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What --also names, read before anything is run. Raises `ValueError` where it is not such a list."""
-    curves = [(file, curve) for file in files for curve in read_json(file, ValueError)]
-    for file, curve in curves:
-        try:
-            usable = bool(curve["name"] and curve["size"] and curve["points"])
-            usable &= all(point["seconds"] + mean(point["bits_per_byte"].values()) > 0 for point in curve["points"])
-        except (AttributeError, KeyError, TypeError, ValueError):
-            usable = False
-        if not usable:
-            raise ValueError(f"{file}: not a list of curves as --help shows one: {json.dumps(curve)[:200]}")
-    return [curve for _, curve in curves]
 
 
 def _check(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
