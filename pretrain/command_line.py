@@ -19,9 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from data_pipeline.identity import explain_mismatch
 from pretrain.config import TrainConfig
+from pretrain.durable import write_whole
 from pretrain.errors import ConfigurationError
 from pretrain.given_values import arguments_of, check_given
 from tokenizer.command_line import Parser, bound_yaml
@@ -170,7 +173,19 @@ def _unknown_field(text: str) -> str | None:
     return found.group(1) if found else None
 
 
+def changed_settings(directory: Path, text: str) -> str:
+    """What the run in `directory` was last started with and is not now, a line per field; "" where nothing differs.
+
+    A resume takes the new values without a word otherwise: data and model are compared, a learning rate is not.
+    """
+    file = directory / "config.yaml"
+    try:
+        then, now = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""  # no start before this one, or one that was cut off in writing
+    return explain_mismatch(then, now) if isinstance(then, dict) else ""
+
+
 def write_config(directory: Path, text: str) -> None:
     """Stores the complete configuration of a run."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(text, encoding="utf-8")
+    write_whole(directory / "config.yaml", text.encode())

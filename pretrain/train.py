@@ -39,7 +39,7 @@ def main() -> int:
 
     tell_deepspeed()
     silence_library_warnings()
-    from pretrain.command_line import parse, write_config
+    from pretrain.command_line import changed_settings, parse, write_config
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, PeerLost, TrainingDiverged
 
     first = os.environ.get("RANK", "0") == "0"
@@ -54,6 +54,7 @@ def main() -> int:
 
         try:
             lock = RunLock(Path(config.output))
+            changed = changed_settings(Path(config.output), text)
             write_config(Path(config.output), text)
         except OSError as error:
             print(
@@ -63,6 +64,10 @@ def main() -> int:
         except ConfigurationError as error:
             print(f"train.py: {error}", file=sys.stderr)
             return 1
+        if changed and config.checkpoint.resume:
+            print(
+                f"train.py: {config.output} was last started with other settings; from here on:\n{changed}", flush=True
+            )
 
     import torch.distributed as dist
 

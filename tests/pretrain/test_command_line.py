@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pretrain import train
-from pretrain.command_line import parse
+from pretrain.command_line import changed_settings, parse, write_config
 from pretrain.errors import ConfigurationError
 from tests.pretrain.test_guards import run as train_toy
 from tests.pretrain.test_guards import toy
@@ -165,6 +165,18 @@ def test_what_the_configuration_names_is_refused_without_a_traceback(
     said = capsys.readouterr().err
     assert ended.value.code == code, said
     assert message in said and "Traceback" not in said
+
+
+def test_a_start_with_other_settings_says_which(tmp_path):
+    def text(rate: str) -> str:
+        return parse(
+            ["--task", "tests.pretrain.toy.ToyTask", "--output", str(tmp_path), "--steps", "3", "--optimizer.lr", rate]
+        )[1]
+
+    assert changed_settings(tmp_path, text("0.01")) == ""
+    write_config(tmp_path, text("0.01"))
+    assert changed_settings(tmp_path, text("0.01")) == ""
+    assert changed_settings(tmp_path, text("0.02")) == "optimizer.lr: 0.01 -> 0.02"
 
 
 def test_missing_required_field_is_named():
