@@ -49,7 +49,7 @@ def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
             yield f"{path}: {len(old)} entries -> {len(new)} entries"
         for index, (old_item, new_item) in enumerate(zip(old, new, strict=False)):
             yield from _differences(f"{path}[{index}]", old_item, new_item)
-    elif old != new:
+    elif old != new and (old == old or new == new):  # .nan of a configuration equals itself here
         yield f"{path}: {old!r} -> {new!r}"
 
 
