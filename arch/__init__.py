@@ -16,28 +16,3 @@ clip4str/         text recognition on top of CLIP, with PARSeq's decoder twice; 
 surgery/          a smaller model out of a larger one: python -m arch inherit | bypass
 __main__.py       python -m arch inspect | export | inherit | bypass
 """
-
-import importlib
-from typing import Any
-
-_HOMES = {
-    "PanguPiConfig": "pangu_pi",
-    "PanguPiForCausalLM": "pangu_pi",
-    "PanguPiModel": "pangu_pi",
-    "ModelConfigError": "config_file",
-    "load_model_config": "model_config",
-    "WeightsError": "loading",
-    "load_causal_lm": "loading",
-    "count_flops": "accounting",
-    "count_parameters": "accounting",
-    "ExportError": "export",
-    "export_model": "export",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that `import arch` costs nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'arch' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

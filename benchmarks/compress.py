@@ -29,13 +29,15 @@ from measure import finish, table, take_turns
 
 from data_pipeline.executors import quiet
 from data_pipeline.sample import SampleConfig, sample
-from tokenizer import TrainConfig, load_tokenizer, tokenizer_hash, train_tokenizer
 from tokenizer.broken_text import TextCheck
 from tokenizer.compress import compress, count_corpus
 from tokenizer.compress_config import CompressConfig
 from tokenizer.counting import PART_BYTES, count_texts
 from tokenizer.documents import list_files, read_documents
+from tokenizer.fingerprint import tokenizer_hash
+from tokenizer.load import load_tokenizer
 from tokenizer.sliceable import SliceableTokenizer, open_sliceable
+from tokenizer.train import TrainConfig, train_tokenizer
 
 TURNS = 3
 

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from measure import finish, table, take_turns
 
-from arch import PanguPiForCausalLM, load_model_config
-from data_pipeline import Batch
+from arch.model_config import load_model_config
+from arch.pangu_pi import PanguPiForCausalLM
 from data_pipeline.document_bounds import document_bounds
+from data_pipeline.loader import Batch
 from pretrain.config import BatchConfig, EngineConfig, OptimizerConfig, TrainConfig
 from pretrain.distributed import initialise_world
 from pretrain.engine import Engine

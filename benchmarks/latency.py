@@ -16,7 +16,8 @@ import torch
 from measure import finish, table, take_turns
 from transformers import DynamicCache
 
-from arch import PanguPiConfig, PanguPiForCausalLM, count_parameters
+from arch.accounting import count_parameters
+from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 
 LAYERS, REDUCED = 32, 29
 PROMPT = 32

@@ -26,8 +26,10 @@ from measure import finish, table, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arch.parseq import Parseq, attention_masks
-from data_pipeline import Batch, Loader, Order
+from arch.parseq.model import Parseq
+from arch.parseq.orderings import attention_masks
+from data_pipeline.loader import Batch, Loader
+from data_pipeline.order import Order
 from data_pipeline.synth_words import SynthConfig, WordPainter
 from data_pipeline.word_stores import LmdbWriter
 from pretrain.tasks import WordRecognitionTask

@@ -22,11 +22,12 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 from measure import finish, table, take_turns
 from tokenizers import Tokenizer
 
-from data_pipeline import PrepareConfig, prepare
 from data_pipeline.executors import quiet
+from data_pipeline.preparation import prepare
+from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.sample import SampleConfig, sample
-from tokenizer import TrainConfig, train_tokenizer
 from tokenizer.documents import read_documents
+from tokenizer.train import TrainConfig, train_tokenizer
 
 BATCH = 1000
 

@@ -26,7 +26,8 @@ import torch.distributed as dist
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from arch.finding import newest_checkpoints
-from data_pipeline import Loader, fingerprint
+from data_pipeline.identity import fingerprint
+from data_pipeline.loader import Loader
 from data_pipeline.order import Order
 from data_pipeline.round_order import RoundsOrder, Selection, first_visits
 from pretrain.checkpoint import ENGINE_TAG, Checkpoints

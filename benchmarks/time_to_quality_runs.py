@@ -37,12 +37,13 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
-from arch import count_parameters, load_causal_lm
+from arch.accounting import count_parameters
 from arch.finding import newest_checkpoints
+from arch.loading import load_causal_lm
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
 from pretrain.pipeline import deepspeed_launcher, environment, on_free_port
-from tokenizer import load_tokenizer
+from tokenizer.load import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 POINTS = 4

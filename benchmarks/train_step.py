@@ -25,9 +25,10 @@ from engine_overhead import RandomTokenTask
 from measure import finish, table, take_turns
 from transformers import LlamaForCausalLM
 
-from arch import PanguPiConfig, count_flops
+from arch.accounting import count_flops
 from arch.export import llama_config
-from data_pipeline import Batch
+from arch.pangu_pi import PanguPiConfig
+from data_pipeline.loader import Batch
 from pretrain.config import OptimizerConfig
 from pretrain.master_weights import MasterWeights, round_model
 from pretrain.optimizer import build_optimizer, parameter_groups

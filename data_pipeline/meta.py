@@ -77,7 +77,7 @@ class Meta:
     """The content of meta.json."""
 
     tokenizer_hash: str
-    """`tokenizer.tokenizer_hash` of the tokenizer that made the ids."""
+    """`tokenizer.fingerprint.tokenizer_hash` of the tokenizer that made the ids."""
     vocab_size: Annotated[int, Ge(1)]
     """Every token id is below this."""
     token_bytes: int

@@ -86,7 +86,7 @@ class PairsEncoding:
 
     def open(self, tokenizer: Path) -> Encode:
         """Raises VisualTokenizerError when the copy of the tokenizer was damaged."""
-        from tokenizer.visual import load_visual_tokenizer
+        from tokenizer.visual.load import load_visual_tokenizer
 
         loaded = load_visual_tokenizer(tokenizer)
 
@@ -103,7 +103,7 @@ class PairsRecipe:
     """Images of `config`, for the visual tokenizer in `directory`."""
 
     def __init__(self, config: PrepareConfig, pairs: PairsConfig, directory: Path) -> None:
-        from tokenizer.visual import load_visual_tokenizer
+        from tokenizer.visual.load import load_visual_tokenizer
 
         self.config, self.pairs = config, pairs
         self.tokenizer = load_visual_tokenizer(directory)

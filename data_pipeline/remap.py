@@ -97,7 +97,8 @@ def remap(config: RemapConfig) -> RemapReport:
         RemapError: shards and map are of different tokenizers, the result would not be exact, or the output holds
             something else.
     """
-    from tokenizer import load_tokenizer, tokenizer_hash  # transformers: seconds that the workers need not spend
+    from tokenizer.fingerprint import tokenizer_hash
+    from tokenizer.load import load_tokenizer
     from tokenizer.sliceable import open_sliceable
 
     source, output = Path(config.input), Path(config.output)

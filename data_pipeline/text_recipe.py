@@ -55,7 +55,7 @@ class TextRecipe:
     """Raw text of `config`."""
 
     def __init__(self, config: PrepareConfig) -> None:
-        from tokenizer import load_tokenizer  # transformers: seconds that the workers need not spend
+        from tokenizer.load import load_tokenizer
 
         self.config = config
         self.tokenizer = load_tokenizer(config.tokenizer)
@@ -66,7 +66,7 @@ class TextRecipe:
 
     def plan(self) -> Plan:
         """The parts of `make_plan`, its inputs completed by the tokenizer's identity."""
-        from tokenizer import tokenizer_hash
+        from tokenizer.fingerprint import tokenizer_hash
 
         plan = make_plan(self.config)
         facts = {
@@ -92,7 +92,7 @@ class TextRecipe:
 
 def copy_tokenizer(source: str, target: Path) -> None:
     """Save the tokenizer in transformers' format, and its SentencePiece model if it has one beside it."""
-    from tokenizer import load_tokenizer
+    from tokenizer.load import load_tokenizer
 
     load_tokenizer(source).save_pretrained(target)
     model = Path(source) / "tokenizer.model"

@@ -22,25 +22,3 @@ power_law.py, resampling.py     the laws, their baselines, and their intervals o
 report.py, templates/, plots.py one self-contained report.html per run; run_record.py reads what the run left,
                                 report_tables.py, pictures.py, suggestions.py: its parts
 """
-
-import importlib
-from typing import Any
-
-_HOMES = {
-    "LmEvalHook": "hooks",
-    "evaluate": "lm",
-    "evaluate_model": "lm",
-    "load_tasks": "lm",
-    "load_model": "loading",
-    "make_tasks": "held_out",
-    "measure_collapse": "collapse",
-    "write_report": "report",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name on first use, so that `import eval` costs nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'eval' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

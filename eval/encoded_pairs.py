@@ -15,7 +15,8 @@ import numpy as np
 from data_pipeline.permutation import derive_key, permute
 from eval.loading import default_device, resolve_model
 from eval.vision_sets import Pairs, VisionError, VisionSet
-from tokenizer.visual import VISUAL_FILE, VisualTokenizer, load_visual_tokenizer
+from tokenizer.visual.base import VISUAL_FILE, VisualTokenizer
+from tokenizer.visual.load import load_visual_tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class VisualModel:
         Raises:
             VisionError: it has no visual tokenizer, or one of another vocabulary.
         """
-        from arch import load_causal_lm
+        from arch.loading import load_causal_lm
 
         source = Path(resolve_model(path))
         folder = next((f for f in (source / "tokenizer", source) if (f / VISUAL_FILE).is_file()), None)

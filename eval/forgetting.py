@@ -24,7 +24,8 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from data_pipeline import Mixture, RoundsOrder
+from data_pipeline.mixture import Mixture
+from data_pipeline.round_order import RoundsOrder
 from eval.collapse import named_models
 from eval.commands import ForgettingOptions
 from eval.loading import default_device, newest_checkpoints

@@ -79,8 +79,9 @@ def measure_cell(cell: Cell, ladder: Ladder) -> dict[str, Any]:
     """A cell's validation, learning curve, size, text seen, and lm-eval scores."""
     import yaml
 
-    from arch import count_parameters, load_model_config
-    from data_pipeline import Meta
+    from arch.accounting import count_parameters
+    from arch.model_config import load_model_config
+    from data_pipeline.meta import Meta
     from eval.lm import evaluate, flatten
     from eval.loading import resolve_model
     from eval.run_record import read_run

@@ -76,7 +76,7 @@ def load_model(
     gguf = gguf_file(directory)
     try:
         if gguf or _model_type(directory) in OUR_MODEL_TYPES:
-            from arch import load_causal_lm
+            from arch.loading import load_causal_lm
 
             model = load_causal_lm(gguf or source, dtype=dtype)
         else:
@@ -99,7 +99,7 @@ def _open_tokenizer(directory: Path, gguf: Path | None, trust_remote_code: bool)
     from transformers import AutoTokenizer
 
     from eval.harness_model import as_exported
-    from tokenizer import load_tokenizer
+    from tokenizer.load import load_tokenizer
 
     if gguf is not None:
         return load_tokenizer(gguf)

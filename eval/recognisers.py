@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-import arch.clip4str
-import arch.parseq
+import arch.clip4str.decoding
+import arch.parseq.decoding
 from arch.finding import newest_checkpoints
 from arch.parseq.decoding import Mode
 from data_pipeline.word_source import to_array
@@ -30,8 +30,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    word_recognition.CONFIG_FILE: Kind(word_recognition.load_recogniser, arch.parseq.recognise),
-    clip4str.CONFIG_FILE: Kind(clip4str.load_clip4str, arch.clip4str.recognise),
+    word_recognition.CONFIG_FILE: Kind(word_recognition.load_recogniser, arch.parseq.decoding.recognise),
+    clip4str.CONFIG_FILE: Kind(clip4str.load_clip4str, arch.clip4str.decoding.recognise),
 }
 """By the file that lies beside the weights."""
 

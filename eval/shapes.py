@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arch import count_parameters, load_model_config
+from arch.accounting import count_parameters
+from arch.model_config import load_model_config
 from eval.ablation import measure_latency
 from eval.commands import ShapesOptions
 from eval.grid import Grid, measure_all, read_grid, results, train_all, training_facts

@@ -31,7 +31,7 @@ from eval.vision_grid import GridRow, save_grid
 from eval.vision_metrics import mean_answer, measure
 from eval.vision_sets import VisionSet, parse_sets
 from eval.visual_prompting import examples_of, generate_images, prompts_of
-from tokenizer.visual import VisualTokenizer
+from tokenizer.visual.base import VisualTokenizer
 from tokenizer.visual.reconstruction import measure_reconstruction
 
 GRID_ROWS = 8

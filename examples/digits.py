@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_pipeline import Batch, DocumentSpan, Source
+from data_pipeline.loader import Batch
+from data_pipeline.source import DocumentSpan, Source
 from pretrain.tasks import LossOutput, Task
 from pretrain.tasks.base import seeded_build
 

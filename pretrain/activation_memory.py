@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from data_pipeline import Batch
+from data_pipeline.loader import Batch
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import Task, TaskModule
 

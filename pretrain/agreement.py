@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline import explain_mismatch, fingerprint
+from data_pipeline.identity import explain_mismatch, fingerprint
 from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from arch import PanguPiConfig
 from arch.packed_attention import (
     PACKED_CPU,
     PACKED_FLEX,
@@ -28,8 +27,9 @@ from arch.packed_attention import (
     packed_arguments,
     register_packed_attention,
 )
-from data_pipeline import Batch
+from arch.pangu_pi import PanguPiConfig
 from data_pipeline.document_bounds import document_bounds
+from data_pipeline.loader import Batch
 
 AUTO = "auto"
 UNDECIDED = "sdpa"

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool1d
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from data_pipeline import Batch
 from data_pipeline.document_bounds import document_begins
+from data_pipeline.loader import Batch
 from pretrain.attention import last_hidden
 
 CHANGING_ROTARY = ("dynamic", "longrope")

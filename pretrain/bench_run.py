@@ -36,7 +36,7 @@ import yaml
 from deepspeed.accelerator import get_accelerator
 from tqdm import tqdm
 
-from data_pipeline import fingerprint
+from data_pipeline.identity import fingerprint
 from pretrain.bench import BenchConfig, Candidate, Measurement
 from pretrain.bench_hook import LEAST_TIMED, NAME, BenchHook
 from pretrain.config import TrainConfig

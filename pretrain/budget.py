@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arch import PanguPiConfig, count_flops, count_parameters
+from arch.accounting import count_flops, count_parameters
+from arch.pangu_pi import PanguPiConfig
 from data_pipeline.errors import ShardError
 from data_pipeline.meta import Meta
 from pretrain.accelerators import Device, find_device

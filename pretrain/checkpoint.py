@@ -25,7 +25,7 @@ from annotated_types import Ge, Le
 
 from arch.finding import newest_checkpoints
 from arch.outside_files import typed
-from data_pipeline import explain_mismatch, fingerprint
+from data_pipeline.identity import explain_mismatch, fingerprint
 from data_pipeline.order import MAX_STEP, BatchChanges, BatchSize
 from pretrain.config import CheckpointConfig
 from pretrain.distributed import World

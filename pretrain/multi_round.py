@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline import Selection, Source, first_visits, selection_path
-from data_pipeline.round_order import RoundsOrder
+from data_pipeline.round_order import RoundsOrder, Selection, first_visits, selection_path
+from data_pipeline.source import Source
 from pretrain.checkpoint import Position, Saved
 from pretrain.config import TrainConfig
 from pretrain.distributed import World

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pretrain.pipeline import Pipeline
 from pretrain.walkthrough import PYTHON, Walkthrough, option, train_command
-from tokenizer.visual import VISUAL_FILE
+from tokenizer.visual.base import VISUAL_FILE
 
 TASKS: dict[str, tuple[str, ...]] = {
     "edges": (),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_pipeline import Source
+from data_pipeline.source import Source
 from pretrain.distributed import World
 from pretrain.tasks.base import Task
 from pretrain.transfers import on_device

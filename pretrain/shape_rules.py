@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from arch import PanguPiConfig, count_parameters, load_model_config
+from arch.accounting import count_parameters
+from arch.model_config import load_model_config
+from arch.pangu_pi import PanguPiConfig
 
 DEPTHS = {128: 3, 256: 10, 1792: 21, 4096: 29}
 """Layers by width, of shapes that exist."""

@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arch import ModelConfigError, PanguPiConfig, WeightsError, load_causal_lm, load_model_config
+from arch.config_file import ModelConfigError
 from arch.finding import find_tokenizer, resolve_model
-from data_pipeline import Batch
+from arch.loading import WeightsError, load_causal_lm
+from arch.model_config import load_model_config
+from arch.pangu_pi import PanguPiConfig
+from data_pipeline.loader import Batch
 from data_pipeline.meta import sha256_of
 from pretrain.attention import Choice, built_with, decide, last_hidden
 from pretrain.errors import ConfigurationError

@@ -71,12 +71,12 @@ def main() -> int:
 
     import torch.distributed as dist
 
-    from arch import WeightsError
-    from data_pipeline import DataError
+    from arch.loading import WeightsError
+    from data_pipeline.errors import DataError
     from data_pipeline.worker_signals import STOP_SIGNALS
     from pretrain.trainer import Outcome, train
-    from tokenizer import TokenizerLoadError
     from tokenizer.images import ImageError
+    from tokenizer.load import TokenizerLoadError
 
     try:
         outcome = train(config, launcher)

@@ -17,7 +17,10 @@ from typing import Any
 
 import torch
 
-from data_pipeline import Loader, Mixture, Order, RoundsOrder
+from data_pipeline.loader import Loader
+from data_pipeline.mixture import Mixture
+from data_pipeline.order import Order
+from data_pipeline.round_order import RoundsOrder
 from pretrain.agreement import agree_on_data, check_shared_output
 from pretrain.arithmetic import set_arithmetic
 from pretrain.audit import audit, describe_sizes, publish

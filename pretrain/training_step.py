@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline import Batch
+from data_pipeline.loader import Batch
 from pretrain.config import TrainConfig
 from pretrain.distributed import World
 from pretrain.engine import Engine

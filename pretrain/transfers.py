@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from data_pipeline import Batch
+from data_pipeline.loader import Batch
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

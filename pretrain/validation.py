@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipeline import Source
+from data_pipeline.source import Source
 from pretrain.distributed import World
 from pretrain.engine import Engine
 from pretrain.scoring import score_samples

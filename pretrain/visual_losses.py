@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from data_pipeline import Batch
+from data_pipeline.loader import Batch
 from pretrain.loss import CrossEntropy, linear_loss
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import PrepareConfig
 from data_pipeline.parts import Plan, make_plan
+from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.read_part import RejectLog, read_unit
 from data_pipeline.sample import SampleConfig, sample
 from eval.held_out import find_documents

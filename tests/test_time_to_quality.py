@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from arch import PanguPiForCausalLM, count_parameters, load_model_config
+from arch.accounting import count_parameters
+from arch.model_config import load_model_config
+from arch.pangu_pi import PanguPiForCausalLM
 from pretrain.command_line import parse
 from tests.pretrain.conftest import ROOT, TINY
 

@@ -10,9 +10,3 @@ configuration.py   Clip4StrConfig: every size, counts of FLOPs
 model.py           Clip4Str: CLIP's two towers and two of PARSeq's decoders; what is frozen
 decoding.py        recognise: both branches, then refinement of both
 """
-
-from arch.clip4str.configuration import Clip4StrConfig, load_clip4str_config
-from arch.clip4str.decoding import recognise
-from arch.clip4str.model import Clip4Str, load_clip_weights
-
-__all__ = ["Clip4Str", "Clip4StrConfig", "load_clip4str_config", "load_clip_weights", "recognise"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import CLIPConfig
 
 from arch.config_file import ModelConfigError, load_dataclass
-from arch.parseq import RecogniserConfig
+from arch.parseq.recogniser_config import RecogniserConfig
 
 Activation = Literal["quick_gelu", "gelu"]
 

@@ -24,7 +24,7 @@ def recognise(
     released code cuts the cross branch to the longest visual reading of the batch; here it ends where its own words do,
     so that what is read in an image does not depend on its neighbours.
 
-    Args, Returns: see `arch.parseq.recognise`.
+    Args, Returns: see `arch.parseq.decoding.recognise`.
     """
     visual, cross = model.visual_decoder, model.cross_decoder
     image_B1ME = model.encode_image(images_B3HW)[:, None]

@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from arch.clip4str.configuration import Clip4StrConfig
 from arch.loading import WeightsError
-from arch.parseq import CharacterDecoder
+from arch.parseq.character_decoder import CharacterDecoder
 
 Caption = Callable[[np.ndarray], np.ndarray]
 """int64 [..., L] ids of characters, [E] among them, to int64 [..., S] ids of the text encoder."""

@@ -9,23 +9,3 @@ factorised_embedding.py, initialisation.py, accounting.py   a language model's i
 
 `VqModel` and `Vqgan` share `encode` (images in [0, 1] to ids), `decode` (ids to images) and `codebook`.
 """
-
-import importlib
-from typing import Any
-
-_HOMES = {
-    "PerceptualDistance": "perceptual",
-    "VisualTokenizerConfig": "configuration",
-    "VqModel": "vq_model",
-    "Vqgan": "vqgan",
-    "load_visual_config": "configuration",
-    "read_vqgan_weights": "vqgan",
-}
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: torchvision and diffusers cost seconds."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'arch.visual' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from data_pipeline import Batch, Source
+from data_pipeline.loader import Batch
+from data_pipeline.source import Source
 from pretrain.compilation import blocks_of, compile_blocks
 
 

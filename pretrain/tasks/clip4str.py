@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from arch.clip4str import Clip4Str, Clip4StrConfig, load_clip4str_config, load_clip_weights
+from arch.clip4str.configuration import Clip4StrConfig, load_clip4str_config
+from arch.clip4str.model import Clip4Str, load_clip_weights
 from arch.loading import WeightsError
-from arch.parseq import RecogniserConfig
-from data_pipeline import Batch
+from arch.parseq.recogniser_config import RecogniserConfig
+from data_pipeline.loader import Batch
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput
 from pretrain.tasks.word_recognition import WordRecognitionTask, read_recogniser

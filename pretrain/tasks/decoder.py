@@ -25,10 +25,15 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.logging import disable_progress_bar
 
-from arch import ModelConfigError, PanguPiForCausalLM, count_flops, count_parameters, load_causal_lm, load_model_config
+from arch.accounting import count_flops, count_parameters
+from arch.config_file import ModelConfigError
 from arch.finding import resolve_model
+from arch.loading import load_causal_lm
+from arch.model_config import load_model_config
+from arch.pangu_pi import PanguPiForCausalLM
 from arch.surgery.compatibility import SAME, SERIES, SHORTCUT
-from data_pipeline import Batch, Source, collate_tokens
+from data_pipeline.loader import Batch, collate_tokens
+from data_pipeline.source import Source
 from pretrain.attention import AUTO, Choice, built_with, decide, last_hidden
 from pretrain.attention_checks import check_rotary
 from pretrain.distillation import Distillation, DistillationConfig

@@ -14,10 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from data_pipeline import Batch, TokenSource
+from data_pipeline.loader import Batch
+from data_pipeline.token_source import TokenSource
 from pretrain.attention_checks import check_document_isolation
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
-from tokenizer import load_tokenizer, tokenizer_hash
+from tokenizer.fingerprint import tokenizer_hash
+from tokenizer.load import load_tokenizer
 
 
 class LanguageModelTask(DecoderTask):

@@ -21,17 +21,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from arch import PanguPiForCausalLM
+from arch.pangu_pi import PanguPiForCausalLM
 from arch.visual.factorised_embedding import FactorisedEmbedding, factorise, fold_state_dict
 from arch.visual.initialisation import initialise
-from data_pipeline import Batch
+from data_pipeline.loader import Batch
 from data_pipeline.sentence_source import SentenceSource
 from pretrain.attention_checks import check_causality
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import seeded_build
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
 from pretrain.visual_losses import sentence_means
-from tokenizer.visual import VisualTokenizer, VisualTokenizerError, load_visual_tokenizer
+from tokenizer.visual.base import VisualTokenizer, VisualTokenizerError
+from tokenizer.visual.load import load_visual_tokenizer
 
 
 class VisualSentenceTask(DecoderTask):

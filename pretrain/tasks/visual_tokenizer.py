@@ -21,13 +21,16 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from arch import ModelConfigError
-from arch.visual import PerceptualDistance, VisualTokenizerConfig, VqModel, load_visual_config
-from data_pipeline import Batch, Source
+from arch.config_file import ModelConfigError
+from arch.visual.configuration import VisualTokenizerConfig, load_visual_config
+from arch.visual.perceptual import PerceptualDistance
+from arch.visual.vq_model import VqModel
 from data_pipeline.image_source import ImageSource
+from data_pipeline.loader import Batch
+from data_pipeline.source import Source
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput, Task, seeded_build
-from tokenizer.visual import load_visual_tokenizer
+from tokenizer.visual.load import load_visual_tokenizer
 from tokenizer.visual.network import NetworkTokenizer
 
 

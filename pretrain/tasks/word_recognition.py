@@ -20,11 +20,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arch import ModelConfigError
+from arch.config_file import ModelConfigError
 from arch.finding import newest_checkpoints
-from arch.parseq import Parseq, ParseqConfig, RecogniserConfig, load_parseq_config, sample_orderings
-from data_pipeline import Batch, Source
+from arch.parseq.configuration import ParseqConfig, load_parseq_config
+from arch.parseq.model import Parseq
+from arch.parseq.orderings import sample_orderings
+from arch.parseq.recogniser_config import RecogniserConfig
+from data_pipeline.loader import Batch
 from data_pipeline.replay_words import describe_words
+from data_pipeline.source import Source
 from data_pipeline.synth_words import SynthConfig, SynthWords
 from data_pipeline.word_source import WordSource
 from pretrain.errors import ConfigurationError

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from arch import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 
 SHAPE = {
     "vocab_size": 97,

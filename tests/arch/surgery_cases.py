@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import yaml
 
-from arch import PanguPiForCausalLM
+from arch.pangu_pi import PanguPiForCausalLM
 from arch.surgery.groups import Kind, Selection, unit_sets
 
 from .conftest import PLAIN, SHAPE

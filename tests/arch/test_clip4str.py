@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from arch import ModelConfigError
-from arch.clip4str import Clip4Str, Clip4StrConfig, load_clip4str_config, load_clip_weights, recognise
+from arch.clip4str.configuration import Clip4StrConfig, load_clip4str_config
+from arch.clip4str.decoding import recognise
+from arch.clip4str.model import Clip4Str, load_clip_weights
+from arch.config_file import ModelConfigError
 from arch.loading import WeightsError
-from arch.parseq import sample_orderings
+from arch.parseq.orderings import sample_orderings
 from tokenizer.captions import CaptionTokenizer
 from tokenizer.characters import CharacterTokenizer
 

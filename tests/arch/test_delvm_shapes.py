@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from arch import PanguPiForCausalLM, count_parameters, load_model_config
+from arch.accounting import count_parameters
 from arch.export import llama_config
+from arch.model_config import load_model_config
+from arch.pangu_pi import PanguPiForCausalLM
 from arch.visual.accounting import exported_parameters, image_flops, trainable_parameters
 from arch.visual.factorised_embedding import factorise
 

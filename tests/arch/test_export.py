@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from arch import ExportError, ModelConfigError, PanguPiForCausalLM, WeightsError, export, export_model, load_causal_lm
-from arch.__main__ import main
-from arch.export import MODELING_FILES
+from arch.__main__ import export, main
+from arch.config_file import ModelConfigError
+from arch.export import MODELING_FILES, ExportError, export_model
+from arch.loading import WeightsError, load_causal_lm
+from arch.pangu_pi import PanguPiForCausalLM
 
 from .conftest import PLAIN
 

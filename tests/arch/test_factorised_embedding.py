@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from arch import load_causal_lm
+from arch.loading import load_causal_lm
 from arch.visual.factorised_embedding import FactorisedEmbedding, factorise, fold_state_dict
 from arch.visual.initialisation import initialise
 

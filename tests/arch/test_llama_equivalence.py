@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from arch import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 
 from .conftest import PLAIN, SHAPE
 

@@ -5,7 +5,9 @@ import json
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from arch import ModelConfigError, PanguPiConfig, PanguPiForCausalLM, load_model_config
+from arch.config_file import ModelConfigError
+from arch.model_config import load_model_config
+from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 
 from .conftest import PLAIN, SHAPE
 

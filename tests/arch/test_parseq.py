@@ -10,17 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arch import ModelConfigError
-from arch.parseq import (
-    Parseq,
-    ParseqConfig,
-    attention_masks,
-    cloze_mask,
-    load_parseq_config,
-    recognise,
-    sample_orderings,
-)
-from arch.parseq.decoding import refine
+from arch.config_file import ModelConfigError
+from arch.parseq.configuration import ParseqConfig, load_parseq_config
+from arch.parseq.decoding import recognise, refine
+from arch.parseq.model import Parseq
+from arch.parseq.orderings import attention_masks, cloze_mask, sample_orderings
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
-from arch import PanguPiForCausalLM, count_parameters, export, load_causal_lm
-from arch.__main__ import main
+from arch.__main__ import export, main
+from arch.accounting import count_parameters
+from arch.loading import load_causal_lm
+from arch.pangu_pi import PanguPiForCausalLM
 from arch.surgery.calibration import draw_rows, open_shards
 from arch.surgery.measure import mean_loss
 

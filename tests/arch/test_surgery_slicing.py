@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from arch import PanguPiConfig, count_parameters
+from arch.accounting import count_parameters
+from arch.pangu_pi import PanguPiConfig
 from arch.surgery.errors import SurgeryError
 from arch.surgery.groups import unit_sets
 from arch.surgery.masks import gated

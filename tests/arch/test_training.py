@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from arch import PanguPiForCausalLM
+from arch.pangu_pi import PanguPiForCausalLM
 
 
 def train(model: PanguPiForCausalLM, steps: int) -> None:

@@ -16,8 +16,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import Loader, Mixture, Order, TokenSource, collate_tokens
 from data_pipeline.errors import OrderError, SourceError
+from data_pipeline.loader import Loader, collate_tokens
+from data_pipeline.mixture import Mixture
+from data_pipeline.order import Order
+from data_pipeline.token_source import TokenSource
 
 
 def load(source, order: Order, world_size: int = 1, micro_batch_size: int = 4, **options) -> list[list]:

@@ -21,11 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from data_pipeline import Meta, PrepareConfig, TokenSource, prepare
 from data_pipeline.errors import PrepareError, ShardError
-from data_pipeline.meta import META_FILE
+from data_pipeline.meta import META_FILE, Meta
 from data_pipeline.parts import make_plan
+from data_pipeline.preparation import prepare
+from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.read_part import RejectLog, merge_reject_logs, read_unit
+from data_pipeline.token_source import TokenSource
 from data_pipeline.workspace import Workspace
 
 from .conftest import TEXTS

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipeline import PrepareConfig, prepare
 from data_pipeline.__main__ import main
 from data_pipeline.errors import RemapError, ShardError
 from data_pipeline.meta import Meta, sha256_of
+from data_pipeline.preparation import prepare
+from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.remap import RemapConfig, remap
 from tests.trained import write_jsonl
 from tokenizer.compress import compress

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import DataError, Loader, Mixture, Order
 from data_pipeline.__main__ import main
+from data_pipeline.errors import DataError
+from data_pipeline.loader import Loader
+from data_pipeline.mixture import Mixture
+from data_pipeline.order import Order
 from data_pipeline.replay import ReplayConfig, replay
 from data_pipeline.synth_words import SynthConfig
 from pretrain.tasks import WordRecognitionTask

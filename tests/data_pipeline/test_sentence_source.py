@@ -10,10 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import Mixture, Order, SentenceSource, TokenSource, fingerprint
 from data_pipeline.__main__ import main
 from data_pipeline.errors import ShardError, SourceError
-from data_pipeline.token_source import IGNORED_LABEL
+from data_pipeline.identity import fingerprint
+from data_pipeline.mixture import Mixture
+from data_pipeline.order import Order
+from data_pipeline.sentence_source import SentenceSource
+from data_pipeline.token_source import IGNORED_LABEL, TokenSource
 
 N = 4
 """Tokens per image."""

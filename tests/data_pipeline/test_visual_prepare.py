@@ -10,12 +10,16 @@ import numpy as np
 import psutil
 import pytest
 
-from data_pipeline import Meta, PairsConfig, PairSet, PrepareConfig, SentenceSource, TokenSource, prepare
 from data_pipeline.__main__ import main
 from data_pipeline.errors import PairsError, PrepareError
-from data_pipeline.meta import META_FILE
+from data_pipeline.meta import META_FILE, Meta
+from data_pipeline.preparation import prepare
+from data_pipeline.prepare_config import PrepareConfig
+from data_pipeline.sentence_source import SentenceSource
+from data_pipeline.token_source import TokenSource
+from data_pipeline.visual_pairs import PairsConfig, PairSet
 from data_pipeline.workspace import Workspace
-from tokenizer.visual import load_visual_tokenizer
+from tokenizer.visual.load import load_visual_tokenizer
 from tokenizer.visual.patches import PatchTokenizer
 
 from .visual_cases import classes, encoded, photograph, write_photographs, write_table

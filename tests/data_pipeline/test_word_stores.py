@@ -7,8 +7,9 @@ import lmdb
 import numpy as np
 import pytest
 
-from data_pipeline import Loader, Order, collate_tokens
 from data_pipeline.errors import LabelError, SourceError
+from data_pipeline.loader import Loader, collate_tokens
+from data_pipeline.order import Order
 from data_pipeline.word_augment import OPERATIONS, augment_word
 from data_pipeline.word_source import WordSource
 from data_pipeline.word_stores import LmdbWriter, content_hash, open_words

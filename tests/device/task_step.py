@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_pipeline import Batch
+from data_pipeline.loader import Batch
 from pretrain.command_line import parse
 from pretrain.tasks.base import LossOutput, Task, TaskModule
 from pretrain.transfers import on_device

@@ -14,7 +14,8 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from arch import count_flops, load_model_config
+from arch.accounting import count_flops
+from arch.model_config import load_model_config
 from data_pipeline.meta import Meta, ShardMeta
 from eval.__main__ import main
 from eval.delvm import Delvm

@@ -16,11 +16,13 @@ import pytest
 from jsonargparse import ArgumentParser
 from transformers import LlamaForCausalLM
 
-from arch import export, load_causal_lm
+from arch.__main__ import export
+from arch.loading import load_causal_lm
 from pretrain.tasks import LanguageModelTask
 from pretrain.teacher import Teacher
 from tests.arch.surgery_cases import write_map, write_shards
-from tokenizer import load_tokenizer, tokenizer_hash
+from tokenizer.fingerprint import tokenizer_hash
+from tokenizer.load import load_tokenizer
 
 NAMES = {"calibration", "config", "donor", "include_path", "initial_weights", "model", "run", "teacher", "tokenizer"}
 NAMES |= {"vocabulary", "weights"}
@@ -201,9 +203,9 @@ def test_training_runs_none_either(place: dict[str, Path], tmp_path: Path) -> No
 @pytest.mark.usefixtures("in_this_process")
 def test_our_export_opens_without_the_code_beside_it(place: dict[str, Path], tmp_path: Path) -> None:
     """And what is exported again carries this package's files, not the folder's."""
-    from arch import PanguPiConfig, PanguPiForCausalLM
     from arch.__main__ import main
     from arch.export import MODELING_FILES
+    from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
     from eval.loading import load_model
 
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

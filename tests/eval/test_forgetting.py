@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline import Order
+from data_pipeline.order import Order
 from eval.__main__ import main
 from eval.forgetting import ForgettingError, part_batches
 from pretrain.command_line import parse, write_config

@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from arch import export, load_causal_lm
+from arch.__main__ import export
 from arch.__main__ import main as arch_command
+from arch.loading import load_causal_lm
 from eval.__main__ import main
 from eval.commands import HeldOutOptions
 from eval.held_out import HeldOutError, continuation_items, find_documents, make_tasks

@@ -54,7 +54,7 @@ def test_a_run_resolves_to_its_newest_complete_checkpoint(tiny_model, tmp_path):
 
 
 def test_our_class_opens_llama_shapes(tiny_model):
-    from arch import PanguPiForCausalLM
+    from arch.pangu_pi import PanguPiForCausalLM
 
     loaded = load_model(str(tiny_model), "cpu")
     assert isinstance(loaded.model, PanguPiForCausalLM) and not loaded.model.training

@@ -5,7 +5,8 @@ import sys
 import pytest
 import yaml
 
-from arch import count_parameters, load_model_config
+from arch.accounting import count_parameters
+from arch.model_config import load_model_config
 from eval.__main__ import main
 from eval.grid import GridError, read_grid
 from eval.shapes import FFN_MULTIPLE, Shapes, find_shapes

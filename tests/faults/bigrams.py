@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_pipeline import Batch, TokenSource, collate_tokens
+from data_pipeline.loader import Batch, collate_tokens
+from data_pipeline.token_source import TokenSource
 from pretrain.loss import IGNORE_INDEX
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from tests.faults.victim import Wounded

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from torch import nn
 
-from data_pipeline import Batch
+from data_pipeline.loader import Batch
 from pretrain.tasks.base import LossOutput
 from pretrain.train import main
 

@@ -94,7 +94,7 @@ def _write_checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> None:
-    from data_pipeline import explain_mismatch
+    from data_pipeline.identity import explain_mismatch
     from pretrain.checkpoint import Saved
     from pretrain.sealed import check_files
 
@@ -196,7 +196,7 @@ def _tokenizer() -> Path:
     """A small SentencePiece tokenizer, trained once in a process."""
     import tempfile
 
-    from tokenizer import TrainConfig, train_tokenizer
+    from tokenizer.train import TrainConfig, train_tokenizer
 
     if not _trained:
         folder = Path(tempfile.mkdtemp(prefix="fuzz_tokenizer_"))
@@ -306,7 +306,7 @@ def targets() -> list[Target]:
     """All of them; the errors' classes are imported here, so that a test can count examples without them."""
     from arch.config_file import ModelConfigError
     from arch.surgery.errors import CalibrationError, SurgeryError
-    from data_pipeline import DataError
+    from data_pipeline.errors import DataError
     from eval.grid import GridError
     from eval.run_record import RunNotFoundError
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError

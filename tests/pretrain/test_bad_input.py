@@ -18,7 +18,7 @@ from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.trainer import Outcome, train
 from tests.pretrain.conftest import rows
-from tokenizer import TrainConfig, train_tokenizer
+from tokenizer.train import TrainConfig, train_tokenizer
 
 BAD_LINES = {
     "broken JSON": b'{"text": "the line ends he',

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from data_pipeline import Order
+from data_pipeline.order import Order
 from pretrain.errors import ConfigurationError
 from pretrain.trainer import Outcome
 from tests.pretrain.conftest import rows

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from data_pipeline import Order
+from data_pipeline.order import Order
 from eval.forgetting import ForgettingError, TrainedRun
 from pretrain.command_line import parse, write_config
 from pretrain.config import BatchConfig

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arch import PanguPiForCausalLM, load_model_config
+from arch.model_config import load_model_config
+from arch.pangu_pi import PanguPiForCausalLM
 from pretrain import checkpoint, trainer
 from pretrain.engine import Engine
 from pretrain.trainer import Outcome

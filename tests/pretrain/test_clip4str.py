@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from arch.clip4str import Clip4Str, Clip4StrConfig, recognise
+from arch.clip4str.configuration import Clip4StrConfig
+from arch.clip4str.decoding import recognise
+from arch.clip4str.model import Clip4Str
 from pretrain.command_line import parse
 from pretrain.config import OptimizerConfig
 from pretrain.errors import CheckpointError, ConfigurationError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from arch import PanguPiForCausalLM
+from arch.pangu_pi import PanguPiForCausalLM
 from arch.pangu_pi.configuration_pangu_pi import PanguPiConfig
 from pretrain.command_line import parse
 from pretrain.compilation import blocks_of, compile_blocks, eager

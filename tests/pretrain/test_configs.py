@@ -11,7 +11,8 @@ import pytest
 import yaml
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from arch import count_parameters, load_model_config
+from arch.accounting import count_parameters
+from arch.model_config import load_model_config
 from pretrain import engine, precision, tasks
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline import Order
+from data_pipeline.order import Order
 from pretrain.command_line import parse
 from pretrain.config import GuardConfig
 from pretrain.errors import TrainingDiverged

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline import Order
+from data_pipeline.order import Order
 from pretrain.config import GuardConfig
 from pretrain.guards import FEWEST, WINDOW, DivergenceGuard
 from pretrain.trainer import Outcome

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
 from arch.finding import newest_checkpoints
-from data_pipeline import Order, RoundsOrder, Selection, selection_path
+from data_pipeline.order import Order
 from data_pipeline.replay import ReplayConfig, replay
+from data_pipeline.round_order import RoundsOrder, Selection, selection_path
 from pretrain.command_line import parse
 from pretrain.distributed import initialise_world
 from pretrain.errors import CheckpointError, ConfigurationError

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from arch import PanguPiConfig, PanguPiForCausalLM
-from arch.clip4str import Clip4Str, Clip4StrConfig
-from arch.parseq import Parseq, ParseqConfig
-from arch.visual import VisualTokenizerConfig, VqModel
+from arch.clip4str.configuration import Clip4StrConfig
+from arch.clip4str.model import Clip4Str
+from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from arch.parseq.configuration import ParseqConfig
+from arch.parseq.model import Parseq
+from arch.visual.configuration import VisualTokenizerConfig
+from arch.visual.vq_model import VqModel
 from pretrain.config import OptimizerConfig
 from pretrain.optimizer import build_optimizer, parameter_groups
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from arch import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 from pretrain.attention_checks import check_rotary
 from tests.pretrain.conftest import TINY
 

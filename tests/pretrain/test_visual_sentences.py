@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from arch import load_causal_lm
 from arch.__main__ import main as arch_main
+from arch.loading import load_causal_lm
 from arch.visual.factorised_embedding import FactorisedEmbedding
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
@@ -26,7 +26,7 @@ from pretrain.trainer import train
 from pretrain.visual_losses import label_images, position_losses, sentence_means
 from tests.pretrain.conftest import ROOT, rows
 from tests.pretrain.visual_cases import CODES, IMAGES, SHAPE, make_tokenizer, write_pairs
-from tokenizer.visual import load_visual_tokenizer
+from tokenizer.visual.load import load_visual_tokenizer
 
 STEPS, N = 6, 4
 

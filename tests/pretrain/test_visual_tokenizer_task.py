@@ -19,7 +19,7 @@ from tests.pretrain.conftest import ROOT, rows
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
 from tokenizer.__main__ import main
 from tokenizer.images import ImageError
-from tokenizer.visual import load_visual_tokenizer
+from tokenizer.visual.load import load_visual_tokenizer
 from tokenizer.visual.reconstruction import perplexity
 
 SHAPE = {"image_size": 16, "grid": 4, "stem": 2, "width": 8, "blocks": 1, "codes": 12, "code_dim": 4, "levels": [3, 4]}

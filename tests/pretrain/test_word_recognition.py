@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from arch.parseq import recognise
+from arch.parseq.decoding import recognise
 from data_pipeline.synth_words import SynthConfig, WordPainter
 from data_pipeline.word_stores import LmdbWriter
 from pretrain.command_line import parse

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_pipeline import Batch
+from data_pipeline.loader import Batch
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 
 WIDTH, CLASSES = 16, 5

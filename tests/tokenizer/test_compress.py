@@ -18,15 +18,18 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
-from data_pipeline import PrepareConfig, prepare
+from data_pipeline.preparation import prepare
+from data_pipeline.prepare_config import PrepareConfig
 from tests.trained import SYMBOLS, write_jsonl
-from tokenizer import counting, load_tokenizer, tokenizer_hash
+from tokenizer import counting
 from tokenizer.__main__ import main
 from tokenizer.compress import CompressError, compress
 from tokenizer.compress_config import CompressConfig
 from tokenizer.compress_report import CompressReport
 from tokenizer.counting import CountingError
 from tokenizer.derivation import Derivations
+from tokenizer.fingerprint import tokenizer_hash
+from tokenizer.load import load_tokenizer
 from tokenizer.selection import SelectionError, Selector
 from tokenizer.sliceable import open_sliceable
 from tokenizer.vocabulary_map import VocabularyMap, VocabularyMapError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.trained import MODEL_TYPES, SYMBOLS, write_jsonl
-from tokenizer import InspectConfig, inspect_tokenizer, load_tokenizer
-from tokenizer.inspection import embedding_share
+from tokenizer.inspection import InspectConfig, embedding_share, inspect_tokenizer
+from tokenizer.load import load_tokenizer
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

@@ -11,8 +11,9 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.trained import MODEL_TYPES, train_config
-from tokenizer import TokenizerLoadError, load_tokenizer, tokenizer_hash
 from tokenizer.encoder import open_encoder
+from tokenizer.fingerprint import tokenizer_hash
+from tokenizer.load import TokenizerLoadError, load_tokenizer
 
 TEXT = " Two  spaces,\n\t一丁七。</s> \u2581 1998 <|im_start|>"
 
@@ -59,7 +60,7 @@ def test_hash_is_stable_and_tells_tokenizers_apart(
     trained: Callable[[str], Path], corpus_file: Path, tmp_path: Path
 ) -> None:
     train = train_config(corpus_file, tmp_path, vocab_size=1601)
-    from tokenizer import train_tokenizer
+    from tokenizer.train import train_tokenizer
 
     train_tokenizer(train)
     hashes = {tokenizer_hash(path) for path in (trained("bpe"), trained("unigram"), tmp_path)}

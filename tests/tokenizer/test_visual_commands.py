@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
 from tokenizer.__main__ import main
-from tokenizer.visual import load_visual_tokenizer
 from tokenizer.visual.commands import VisualInspectConfig
+from tokenizer.visual.load import load_visual_tokenizer
 from tokenizer.visual.patches import fit_patches
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from arch.visual import VisualTokenizerConfig, VqModel
+from arch.visual.configuration import VisualTokenizerConfig
+from arch.visual.vq_model import VqModel
 from tests.tokenizer.image_cases import draw_images
-from tokenizer.visual import VISUAL_FILE, VisualTokenizerError, load_visual_tokenizer
+from tokenizer.visual.base import VISUAL_FILE, VisualTokenizerError
+from tokenizer.visual.load import load_visual_tokenizer
 from tokenizer.visual.network import CHUNK, NetworkTokenizer
 
 TINY = {"image_size": 16, "grid": 4, "stem": 2, "width": 8, "blocks": 1, "codes": 12, "code_dim": 4, "levels": (3, 4)}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.image_source import ImageSource
 from tests.tokenizer.image_cases import draw_images
-from tokenizer.visual import VISUAL_FILE, VisualTokenizerError, load_visual_tokenizer
+from tokenizer.visual.base import VISUAL_FILE, VisualTokenizerError
+from tokenizer.visual.load import load_visual_tokenizer
 from tokenizer.visual.patches import PatchTokenizer, _filled_up, fit_patches, nearest_codes, sample_patches, to_patches
 from tokenizer.visual.reconstruction import measure_reconstruction, perplexity
 
