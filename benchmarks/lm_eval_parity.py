@@ -20,8 +20,8 @@ from pathlib import Path
 from measure import finish
 
 from arch.finding import gguf_file
-from eval.lm import flatten
-from eval.local_tasks import render_local_tasks
+from eval.language.lm import flatten
+from eval.language.local_tasks import render_local_tasks
 
 TASKS = ["piqa", "arc_easy", "lambada_openai", "blimp_adjunct_island", "blimp_anaphor_number_agreement"]
 

@@ -16,21 +16,21 @@ from tokenizer.command_line import Parser, add_config_arguments, end_interrupted
 
 # command -> (its options, the module whose `run(options)` does it); modules are imported only when needed.
 COMMANDS: dict[str, tuple[type, str]] = {
-    "lm": (commands.LmOptions, "eval.lm"),
-    "held-out": (commands.HeldOutOptions, "eval.held_out"),
-    "local-tasks": (commands.LocalTasksOptions, "eval.local_tasks"),
-    "collapse": (commands.CollapseOptions, "eval.collapse"),
-    "forgetting": (commands.ForgettingOptions, "eval.forgetting"),
-    "generate": (commands.GenerateOptions, "eval.generate"),
-    "ocr": (commands.OcrOptions, "eval.ocr"),
-    "vision": (commands.VisionOptions, "eval.vision"),
-    "report": (commands.ReportOptions, "eval.report"),
-    "ablation": (commands.AblationOptions, "eval.ablation"),
-    "compare": (commands.CompareOptions, "eval.compare"),
-    "delvm": (commands.DelvmOptions, "eval.delvm"),
-    "ladder": (commands.LadderOptions, "eval.ladder"),
-    "scaling": (commands.ScalingOptions, "eval.scaling"),
-    "shapes": (commands.ShapesOptions, "eval.shapes"),
+    "lm": (commands.LmOptions, "eval.language.lm"),
+    "held-out": (commands.HeldOutOptions, "eval.language.held_out"),
+    "local-tasks": (commands.LocalTasksOptions, "eval.language.local_tasks"),
+    "collapse": (commands.CollapseOptions, "eval.probes.collapse"),
+    "forgetting": (commands.ForgettingOptions, "eval.probes.forgetting"),
+    "generate": (commands.GenerateOptions, "eval.language.generate"),
+    "ocr": (commands.OcrOptions, "eval.words.ocr"),
+    "vision": (commands.VisionOptions, "eval.prompting.run"),
+    "report": (commands.ReportOptions, "eval.report.report"),
+    "ablation": (commands.AblationOptions, "eval.studies.ablation"),
+    "compare": (commands.CompareOptions, "eval.studies.compare"),
+    "delvm": (commands.DelvmOptions, "eval.studies.delvm"),
+    "ladder": (commands.LadderOptions, "eval.studies.ladder"),
+    "scaling": (commands.ScalingOptions, "eval.studies.scaling"),
+    "shapes": (commands.ShapesOptions, "eval.studies.shapes"),
 }
 
 

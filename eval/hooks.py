@@ -78,7 +78,7 @@ class LmEvalHook(EvaluationHook):
         evaluates alone and the others wait for it in their next collective operation.
         """
         from eval.harness_model import as_exported
-        from eval.lm import evaluate_model, flatten, load_tasks, write_results
+        from eval.language.lm import evaluate_model, flatten, load_tasks, write_results
 
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         partitioned = any(hasattr(parameter, "ds_id") for parameter in model.parameters())

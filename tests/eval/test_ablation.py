@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from eval.__main__ import main
-from eval.ablation import Ablation
-from eval.ablation_report import comparison_table, paired_difference, verdicts, write_ablation_report
-from eval.grid import GridError, cells, is_trained, read_grid, train_all
-from eval.latency import compare_latency
-from eval.loading import load_model
+from eval.grid.grid import GridError, cells, is_trained, read_grid, train_all
+from eval.models import load_model
+from eval.probes.latency import compare_latency
+from eval.studies.ablation import Ablation
+from eval.studies.ablation_report import comparison_table, paired_difference, verdicts, write_ablation_report
 
 # Stands in for pretrain/train.py: takes its arguments, leaves its files, counts its calls.
 STUB = """

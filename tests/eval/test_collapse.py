@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.__main__ import main
-from eval.collapse import (
+from eval.language.text_files import TextFileError, read_texts
+from eval.models import load_model
+from eval.probes.collapse import (
     CollapseError,
     Moments,
     effective_dimension,
@@ -22,8 +24,6 @@ from eval.collapse import (
     summarise,
     token_distance,
 )
-from eval.loading import load_model
-from eval.text_files import TextFileError, read_texts
 
 
 def test_distance_is_the_projection_that_the_paper_defines():

@@ -18,11 +18,11 @@ from arch.accounting import count_flops
 from arch.model_config import load_model_config
 from data_pipeline.meta import Meta, ShardMeta
 from eval.__main__ import main
-from eval.delvm import Delvm
-from eval.delvm_report import balance_verdicts, best, gap, has_effect, judged, shown
-from eval.grid import cells, planned_steps
-from eval.grid_preparation import read_prepared_grid
-from eval.grid_report import paired_difference
+from eval.grid.grid import cells, planned_steps
+from eval.grid.preparation import read_prepared_grid
+from eval.grid.statistics import paired_difference
+from eval.studies.delvm import Delvm
+from eval.studies.delvm_report import balance_verdicts, best, gap, has_effect, judged, shown
 from pretrain.command_line import parse
 from tests.eval.test_vision import write_photographs
 from tokenizer.visual.patches import PatchTokenizer

@@ -134,7 +134,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tasks(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from eval.commands import HeldOutOptions
-    from eval.held_out import make_tasks
+    from eval.language.held_out import make_tasks
 
     folder = tmp_path_factory.mktemp("tasks")
     make_tasks(HeldOutOptions(str(corpus), str(folder), documents=1, characters=40, items=1))
@@ -206,7 +206,7 @@ def test_our_export_opens_without_the_code_beside_it(place: dict[str, Path], tmp
     from arch.__main__ import main
     from arch.export import MODELING_FILES
     from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
-    from eval.loading import load_model
+    from eval.models import load_model
 
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = PanguPiForCausalLM(PanguPiConfig(vocab_size=260, shortcut_reduction=4, **small))

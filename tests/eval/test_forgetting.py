@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.order import Order
 from eval.__main__ import main
-from eval.forgetting import ForgettingError, part_batches
+from eval.probes.forgetting import ForgettingError, part_batches
 from pretrain.command_line import parse, write_config
 from pretrain.loss_record import record_file
 from pretrain.trainer import train

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from eval.commands import GenerateOptions
-from eval.generate import run
-from eval.loading import ModelLoadError
+from eval.language.generate import run
+from eval.models import ModelLoadError
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Held-out tasks: the questions are what they claim, and lm-eval's own command gives the numbers of `eval.lm`."""
+"""Held-out tasks: the questions are what they claim, and lm-eval's own command gives the numbers of `eval.language.lm`."""
 
 import json
 import math
@@ -15,9 +15,9 @@ from arch.__main__ import main as arch_command
 from arch.loading import load_causal_lm
 from eval.__main__ import main
 from eval.commands import HeldOutOptions
-from eval.held_out import HeldOutError, continuation_items, find_documents, make_tasks
-from eval.lm import evaluate, flatten, load_tasks
-from eval.loading import load_model
+from eval.language.held_out import HeldOutError, continuation_items, find_documents, make_tasks
+from eval.language.lm import evaluate, flatten, load_tasks
+from eval.models import load_model
 
 
 def options(corpus, output, **changes) -> HeldOutOptions:

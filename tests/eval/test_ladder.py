@@ -10,9 +10,9 @@ import yaml
 
 from data_pipeline.meta import Meta, ShardMeta
 from eval.__main__ import main
-from eval.grid import GridError, cells, planned_steps
-from eval.ladder import read_ladder
-from eval.ladder_report import check_budget, tokens_to_reach
+from eval.grid.grid import GridError, cells, planned_steps
+from eval.studies.ladder import read_ladder
+from eval.studies.ladder_report import check_budget, tokens_to_reach
 
 # Stands in for pretrain/train.py: takes its arguments, leaves its files.
 STUB = """

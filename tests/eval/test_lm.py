@@ -10,10 +10,10 @@ import torch
 
 from eval.__main__ import main
 from eval.commands import HeldOutOptions
-from eval.held_out import make_tasks
 from eval.hooks import LmEvalHook
-from eval.lm import EvaluationError, evaluate, flatten, load_tasks, unnamed_bars_hidden, write_results
-from eval.loading import ModelLoadError, load_model, resolve_model
+from eval.language.held_out import make_tasks
+from eval.language.lm import EvaluationError, evaluate, flatten, load_tasks, unnamed_bars_hidden, write_results
+from eval.models import ModelLoadError, load_model, resolve_model
 
 
 @pytest.fixture

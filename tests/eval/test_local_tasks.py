@@ -15,12 +15,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from eval.__main__ import main
-from eval.lm import evaluate_model, flatten, load_tasks
-from eval.loading import load_model
-from eval.local_formats import LOCAL_SOURCES
-from eval.local_tasks import LocalDataError, data_root, render_local_tasks
-from eval.tasks.rouge import CharacterTokenizer, lcsts_results, xsum_results
-from eval.text_files import TextFileError, read_records
+from eval.language.lm import evaluate_model, flatten, load_tasks
+from eval.language.local_formats import LOCAL_SOURCES
+from eval.language.local_tasks import LocalDataError, data_root, render_local_tasks
+from eval.language.tasks.rouge import CharacterTokenizer, lcsts_results, xsum_results
+from eval.language.text_files import TextFileError, read_records
+from eval.models import load_model
 
 UPSTREAM = Path(lm_eval.tasks.__file__).parent
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yaml").read_text(encoding="utf-8"))

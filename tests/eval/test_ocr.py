@@ -10,10 +10,10 @@ import pytest
 
 from data_pipeline.labels import LabelRules
 from eval.__main__ import main
-from eval.loading import ModelLoadError
-from eval.ocr import Score, Word, find_benchmarks, one_minus_ned, score, weighted_mean
-from eval.pictures import read_pictures
-from eval.recognisers import Reading, open_recogniser
+from eval.models import ModelLoadError
+from eval.report.pictures import read_pictures
+from eval.words.ocr import Score, Word, find_benchmarks, one_minus_ned, score, weighted_mean
+from eval.words.recognisers import Reading, open_recogniser
 from pretrain.command_line import parse
 from pretrain.trainer import train
 from tests.data_pipeline.word_cases import picture, write_folder, write_lmdb, write_parquet

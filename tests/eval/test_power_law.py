@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from eval.power_law import CONSTANT, JOINT, LINEAR, OFFSET, POWER, Estimate, fit_law, power_law
-from eval.resampling import resample, seed_residuals
+from eval.grid.power_law import CONSTANT, JOINT, LINEAR, OFFSET, POWER, Estimate, fit_law, power_law
+from eval.grid.resampling import resample, seed_residuals
 
 N = np.array([54_117, 140_149, 290_085, 743_557, 1_500_965], dtype=float)
 D = np.array([2e3, 8e3, 32e3, 128e3, 512e3])

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import pytest
 
 from eval.__main__ import main
-from eval.pictures import MAX_PICTURE_BYTES, PNG_BEGINS, write_caption
-from eval.report import duration, human, render, write_report
-from eval.report_tables import evaluation_tables
-from eval.run_record import RunNotFoundError, read_run
-from eval.suggestions import suggestions
+from eval.report.pictures import MAX_PICTURE_BYTES, PNG_BEGINS, write_caption
+from eval.report.report import duration, human, render, write_report
+from eval.report.run_record import RunNotFoundError, read_run
+from eval.report.suggestions import suggestions
+from eval.report.tables import evaluation_tables
 
 
 def write_run(folder, steps=120, last_valid=3.2):

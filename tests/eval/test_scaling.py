@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from eval.__main__ import main
-from eval.grid import GridError, cells, planned_steps
-from eval.grid_measures import measure_cell, measurements_of
-from eval.grid_preparation import read_prepared_grid
-from eval.scaling import Scaling, breakthrough, points_of
-from eval.scaling_fits import analyse, budget_series
+from eval.grid.grid import GridError, cells, planned_steps
+from eval.grid.measures import measure_cell, measurements_of
+from eval.grid.preparation import read_prepared_grid
+from eval.studies.scaling import Scaling, breakthrough, points_of
+from eval.studies.scaling_fits import analyse, budget_series
 from pretrain.command_line import parse
 from pretrain.tasks.word_recognition import WordRecognitionTask, load_recogniser
 from pretrain.trainer import train

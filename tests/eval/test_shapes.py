@@ -8,9 +8,9 @@ import yaml
 from arch.accounting import count_parameters
 from arch.model_config import load_model_config
 from eval.__main__ import main
-from eval.grid import GridError, read_grid
-from eval.shapes import FFN_MULTIPLE, Shapes, find_shapes
-from eval.shapes_report import correlations, recommend
+from eval.grid.grid import GridError, read_grid
+from eval.studies.shapes import FFN_MULTIPLE, Shapes, find_shapes
+from eval.studies.shapes_report import correlations, recommend
 
 MODEL = {"vocab_size": 260, "tie_word_embeddings": True, "series_terms": 1, "shortcut_count": 0}
 STUB = """

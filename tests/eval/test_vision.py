@@ -17,12 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from data_pipeline.visual_tasks import CAMVID_PALETTE
 from eval.__main__ import main
-from eval.encoded_pairs import VisualModel, draw_sentences, encode_set
-from eval.prompt_control import TaskClassifier
-from eval.sentence_losses import SentenceLosses, sentence_losses, summarise, unigram_losses
-from eval.vision_metrics import VOID, edge_f1, mean_answer, mean_iou, mean_psnr, mean_ssim, measure, nearest_class
-from eval.vision_sets import VisionError, parse_sets
-from eval.visual_prompting import choose_examples, examples_of, generate_images, make_prompts, prompts_of
+from eval.prompting.control import TaskClassifier
+from eval.prompting.encoded_pairs import VisualModel, draw_sentences, encode_set
+from eval.prompting.metrics import VOID, edge_f1, mean_answer, mean_iou, mean_psnr, mean_ssim, measure, nearest_class
+from eval.prompting.prompts import choose_examples, examples_of, generate_images, make_prompts, prompts_of
+from eval.prompting.sentence_losses import SentenceLosses, sentence_losses, summarise, unigram_losses
+from eval.prompting.sets import VisionError, parse_sets
 from tests.data_pipeline.visual_cases import encoded as encode_image
 from tests.data_pipeline.visual_cases import write_table
 from tokenizer.visual.patches import fit_patches

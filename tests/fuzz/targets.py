@@ -235,7 +235,7 @@ def _write_yaml(folder: Path) -> None:
 
 
 def _read_yaml(folder: Path) -> None:
-    from eval.grid import read_mapping
+    from eval.grid.grid import read_mapping
 
     repr(read_mapping(folder / "a.yaml"))  # an alias bomb would fill memory here
 
@@ -295,7 +295,7 @@ def _write_record(folder: Path) -> None:
 
 
 def _read_record(folder: Path) -> None:
-    from eval.run_record import read_run
+    from eval.report.run_record import read_run
 
     record = read_run(folder)
     assert isinstance(record.task, str) and isinstance(record.missing, list)
@@ -307,8 +307,8 @@ def targets() -> list[Target]:
     from arch.config_file import ModelConfigError
     from arch.surgery.errors import CalibrationError, SurgeryError
     from data_pipeline.errors import DataError
-    from eval.grid import GridError
-    from eval.run_record import RunNotFoundError
+    from eval.grid.grid import GridError
+    from eval.report.run_record import RunNotFoundError
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError
     from tokenizer.load import TokenizerLoadError
     from tokenizer.visual.base import VisualTokenizerError

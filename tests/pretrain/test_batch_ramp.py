@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_pipeline.order import Order
-from eval.forgetting import ForgettingError, TrainedRun
+from eval.probes.forgetting import ForgettingError, TrainedRun
 from pretrain.command_line import parse, write_config
 from pretrain.config import BatchConfig
 from pretrain.distributed import initialise_world

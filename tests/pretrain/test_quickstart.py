@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.grid_preparation import read_defined
-from eval.vision_sets import parse_sets
+from eval.grid.preparation import read_defined
+from eval.prompting.sets import parse_sets
 from pretrain import __main__ as front_door
 from pretrain import accelerator_presence, pipeline
 from pretrain.command_line import parse

@@ -1,0 +1,116 @@
+"""Statistics and tables that the reports of all grids share: paired differences, spreads over seeds, Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from eval.grid.grid import Grid, cells, read_mapping
+
+Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]
+"""{variant: {seed: content of cell.json}}."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Variant minus base over the seeds that both have."""
+
+    mean: float
+    standard_error: float
+    half_width: float
+    """Half of the 95 % confidence interval (Student's t)."""
+    seeds: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the confidence interval leaves out zero."""
+        return abs(self.mean) > self.half_width
+
+
+def opening(grid: Grid, command: str, config: str, measured: Measured, more: str = "") -> list[str]:
+    """Title, the command that makes the report, how many cells it tells of, and the grid's notes.
+
+    Args:
+        grid: the grid.
+        command: of `python -m eval`.
+        config: its YAML; definitions that are null there have to be given, and are named.
+        measured: the cells.
+        more: follows the number of cells.
+    """
+    definitions = read_mapping(Path(config)).get("definitions") or {}
+    given = [f"{name}={name.upper()}" for name, value in definitions.items() if value is None]
+    line = " ".join([f"python -m eval {command} --config {config}", *(["--define"] if given else []), *given])
+    done = sum(map(len, measured.values()))
+    return [
+        f"# {grid.title}",
+        "",
+        f"Made by `{line}`; {done} of {len(cells(grid))} cells{more}. Do not edit: the command writes this file.",
+        "",
+        *([grid.notes.strip(), ""] if grid.notes else []),
+    ]
+
+
+def paired_difference(variant: Mapping[int, float], base: Mapping[int, float]) -> PairedDifference:
+    """The mean of per-seed differences and its standard error; infinite with fewer than two common seeds."""
+    from scipy.stats import t
+
+    differences = [variant[seed] - base[seed] for seed in variant if seed in base]
+    count = len(differences)
+    if count == 0:
+        return PairedDifference(math.nan, math.inf, math.inf, 0)
+    error = deviation(differences) / math.sqrt(count) if count > 1 else math.inf
+    factor = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else math.inf
+    return PairedDifference(mean(differences), error, factor * error, count)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of a sample, 0 of a single value; NaN where a run diverged, which `stdev` cannot take."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def spread(values: Sequence[float], digits: int = 4) -> str:
+    """``mean ± sd`` over seeds, or the single value."""
+    text = f"{mean(values):.{digits}f}"
+    return text + (f" ± {deviation(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def valid_metric(cells: Mapping[int, Mapping[str, Any]], name: str) -> dict[int, float]:
+    """{seed: value} of one validation number."""
+    return {seed: cell["valid"][name] for seed, cell in cells.items() if name in cell["valid"]}
+
+
+def verdict(difference: PairedDifference, unit: str, base: str) -> str:
+    """A paired difference of losses in one sentence: lower, higher, or within noise."""
+    if difference.seeds < 2:
+        judgement = "one common seed: no statement about noise"
+    elif difference.clear:
+        judgement = f"{'lower' if difference.mean < 0 else 'higher'} loss than `{base}`, beyond the noise of the seeds"
+    else:
+        judgement = f"not distinguishable from `{base}`"
+    return f"{difference.mean:+.4f} {unit} ({difference.seeds} seeds): {judgement}."
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|{'|'.join(' --- ' for _ in columns)}|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def bits_per_byte(cells: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    """{seed: mean bits per byte over the validation languages}: what models of different tokenizers are compared by."""
+    found = {}
+    for seed, cell in cells.items():
+        values = [value for name, value in cell["valid"].items() if name.startswith("bits_per_byte/")]
+        if values:
+            found[seed] = mean(values)
+    return found
