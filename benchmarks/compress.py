@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from measure import finish, table, take_turns
 
-from data_pipeline.executors import quiet
-from data_pipeline.sample import SampleConfig, sample
+from data_pipeline.demo.text import SampleConfig, sample
+from data_pipeline.shards.executors import quiet
 from tokenizer.broken_text import TextCheck
 from tokenizer.compress import compress, count_corpus
 from tokenizer.compress_config import CompressConfig

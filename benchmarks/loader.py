@@ -22,11 +22,11 @@ from measure import finish, table, take_turns
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening
 
+from common.token_shards import Meta
 from data_pipeline.loader import Batch, Loader, collate_tokens
-from data_pipeline.meta import Meta
 from data_pipeline.order import Order
-from data_pipeline.token_source import TokenSource
-from data_pipeline.write_shard import ShardWriter
+from data_pipeline.shards.token_source import TokenSource
+from data_pipeline.shards.write_shard import ShardWriter
 
 VOCAB_SIZE = 8192
 MEAN_LENGTH = 410

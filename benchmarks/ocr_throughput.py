@@ -30,8 +30,8 @@ from arch.parseq.model import Parseq
 from arch.parseq.orderings import attention_masks
 from data_pipeline.loader import Batch, Loader
 from data_pipeline.order import Order
-from data_pipeline.synth_words import SynthConfig, WordPainter
-from data_pipeline.word_stores import LmdbWriter
+from data_pipeline.words.stores import LmdbWriter
+from data_pipeline.words.synthetic import SynthConfig, WordPainter
 from pretrain.tasks import WordRecognitionTask
 from pretrain.throughput import Throughput
 from tokenizer.characters import CHARSETS

@@ -22,10 +22,10 @@ from datatrove.pipeline.tokens import DocumentTokenizer
 from measure import finish, table, take_turns
 from tokenizers import Tokenizer
 
-from data_pipeline.executors import quiet
-from data_pipeline.preparation import prepare
-from data_pipeline.prepare_config import PrepareConfig
-from data_pipeline.sample import SampleConfig, sample
+from data_pipeline.demo.text import SampleConfig, sample
+from data_pipeline.shards.executors import quiet
+from data_pipeline.shards.prepare import prepare
+from data_pipeline.shards.prepare_config import PrepareConfig
 from tokenizer.documents import read_documents
 from tokenizer.train import TrainConfig, train_tokenizer
 

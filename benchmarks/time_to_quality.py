@@ -44,7 +44,7 @@ from time_to_quality_plot import draw, other_curves
 
 from arch.outside_files import read_json
 from data_pipeline.identity import explain_mismatch
-from data_pipeline.token_shards import TokenShards
+from data_pipeline.shards.token_shards import TokenShards
 from eval.language.held_out import find_documents
 from pretrain.interruption import terminable
 from pretrain.pipeline import Pipeline

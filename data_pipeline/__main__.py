@@ -14,7 +14,7 @@ from tokenizer.command_line import Parser, add_config_arguments, end_interrupted
 
 def prepare_command(config: Any) -> None:
     """Write token shards, and say what they hold and what was rejected."""
-    from data_pipeline.preparation import prepare, submit, summary
+    from data_pipeline.shards.prepare import prepare, submit, summary
 
     meta = submit(config) if config.executor == "slurm" else prepare(config)
     if meta is None:
@@ -25,7 +25,7 @@ def prepare_command(config: Any) -> None:
 
 def remap_command(config: Any) -> None:
     """Write the shards of a smaller tokenizer, and say what they hold."""
-    from data_pipeline.remap import remap
+    from data_pipeline.shards.remap import remap
 
     print(remap(config).to_text())
 
@@ -40,57 +40,57 @@ def replay_command(config: Any) -> None:
 
 def sample_command(config: Any) -> None:
     """Write a small corpus, and say what it holds."""
-    from data_pipeline.sample import sample
+    from data_pipeline.demo.text import sample
 
     print(sample(config).to_text())
 
 
 def sample_words_command(config: Any) -> None:
     """Write two word lists, and say what they hold."""
-    from data_pipeline.sample_words import sample_words
+    from data_pipeline.demo.words import sample_words
 
     print(sample_words(config))
 
 
 def sample_images_command(config: Any) -> None:
     """Write crops of photographs, and say of which."""
-    from data_pipeline.sample_images import sample_images
+    from data_pipeline.demo.photographs import sample_images
 
     print(sample_images(config))
 
 
 def pairs_command(config: Any) -> None:
     """Draw records of images, and say what they are."""
-    from data_pipeline.pairs_sheet import draw_sheet
+    from data_pipeline.pairs.sheet import draw_sheet
 
     print(draw_sheet(config))
 
 
 def pair_images_command(config: Any) -> None:
     """Write the images of records, and say how many."""
-    from data_pipeline.pair_images import write_pair_images
+    from data_pipeline.pairs.write_images import write_pair_images
 
     print(f"{config.output}: {write_pair_images(config):,} images")
 
 
 def synth_words_command(config: Any) -> None:
     """Draw word images, and say what they show."""
-    from data_pipeline.synth_words import synthesise
+    from data_pipeline.words.synthetic import synthesise
 
     print(synthesise(config))
 
 
 def commands() -> dict[str, tuple[type, Callable[[Any], None], str]]:
     """Config class, function and summary of each command. Worker processes import this module, so imports are here."""
-    from data_pipeline.pair_images import PairImagesConfig
-    from data_pipeline.pairs_sheet import PairsSheetConfig
-    from data_pipeline.prepare_config import PrepareConfig
-    from data_pipeline.remap import RemapConfig
+    from data_pipeline.demo.photographs import SampleImagesConfig
+    from data_pipeline.demo.text import SampleConfig
+    from data_pipeline.demo.words import SampleWordsConfig
+    from data_pipeline.pairs.sheet import PairsSheetConfig
+    from data_pipeline.pairs.write_images import PairImagesConfig
     from data_pipeline.replay import ReplayConfig
-    from data_pipeline.sample import SampleConfig
-    from data_pipeline.sample_images import SampleImagesConfig
-    from data_pipeline.sample_words import SampleWordsConfig
-    from data_pipeline.synth_words import SynthCommand
+    from data_pipeline.shards.prepare_config import PrepareConfig
+    from data_pipeline.shards.remap import RemapConfig
+    from data_pipeline.words.synthetic import SynthCommand
 
     return {
         "prepare": (

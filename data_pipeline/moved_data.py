@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from arch.outside_files import typed
+from common.token_shards import META_FILE, Meta
 from data_pipeline.errors import DataError, ShardError
-from data_pipeline.meta import META_FILE, Meta
 from tokenizer.folder_files import readable
 
 LEVELS = 3

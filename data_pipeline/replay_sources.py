@@ -15,9 +15,9 @@ from annotated_types import Ge, Le
 
 from arch.outside_files import typed
 from data_pipeline.errors import DataError
-from data_pipeline.sentence_source import SentenceSource
+from data_pipeline.shards.sentence_source import SentenceSource
+from data_pipeline.shards.token_source import TokenSource
 from data_pipeline.source import DocumentSpan, Sample, Source
-from data_pipeline.token_source import TokenSource
 from tokenizer.load import read_backend
 
 Describe = Callable[[Sample, DocumentSpan], str]
@@ -78,7 +78,7 @@ def open_sentences(description: Mapping[str, Any]) -> list[ReplaySource]:
 
 def open_words(description: Mapping[str, Any]) -> list[ReplaySource]:
     """Word images: see replay_words.py, which needs packages that text does not."""
-    from data_pipeline.replay_words import open_words
+    from data_pipeline.words.replay import open_words
 
     return open_words(description)
 

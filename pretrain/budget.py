@@ -21,8 +21,8 @@ from typing import Any
 
 from arch.accounting import count_flops, count_parameters
 from arch.pangu_pi import PanguPiConfig
+from common.token_shards import Meta
 from data_pipeline.errors import ShardError
-from data_pipeline.meta import Meta
 from pretrain.accelerators import Device, find_device
 from pretrain.errors import ConfigurationError
 from pretrain.plan import RECOMPUTATION, PlanConfig

@@ -19,8 +19,8 @@ from arch.finding import find_tokenizer, resolve_model
 from arch.loading import WeightsError, load_causal_lm
 from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiConfig
+from common.token_shards import sha256_of
 from data_pipeline.loader import Batch
-from data_pipeline.meta import sha256_of
 from pretrain.attention import Choice, built_with, decide, last_hidden
 from pretrain.errors import ConfigurationError
 

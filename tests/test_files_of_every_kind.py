@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.parts import Plan, make_plan
-from data_pipeline.prepare_config import PrepareConfig
-from data_pipeline.read_part import RejectLog, read_unit
-from data_pipeline.sample import SampleConfig, sample
+from data_pipeline.demo.text import SampleConfig, sample
+from data_pipeline.shards.parts import Plan, make_plan
+from data_pipeline.shards.prepare_config import PrepareConfig
+from data_pipeline.shards.read_part import RejectLog, read_unit
 from eval.language.held_out import find_documents
 from tests.tokenizer.file_cases import CASES, FOLDERS, LINES, RECORDS, REFUSED, TEXTS
 from tokenizer.broken_text import BrokenText, InvalidDocumentError, TextCheck, mend

@@ -57,7 +57,7 @@ def read_charset(name: str) -> str:
 
 def check_charset(characters: str, where: str) -> str:
     """The same characters. Raises `CharsetError` when there are none, one of them twice, or white space among them that
-    is no plain space: labels hold no other (data_pipeline/labels.py)."""
+    is no plain space: labels hold no other (data_pipeline/words/labels.py)."""
     if not characters:
         raise CharsetError(f"charset {where}: holds no characters")
     seen: set[str] = set()

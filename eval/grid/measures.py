@@ -78,7 +78,7 @@ def measurements_of(task: Task) -> list[str]:
 
 def measure_words(checkpoint: Path, grid: MeasuredGrid) -> dict[str, Any]:
     """Scores and, image by image, what was read wrongly (1) or rightly (0), by benchmark."""
-    from data_pipeline.labels import LabelRules
+    from data_pipeline.words.labels import LabelRules
     from eval.words.ocr import correct, read_words, score
     from eval.words.recognisers import open_recogniser
     from tokenizer.characters import read_charset
@@ -99,7 +99,7 @@ def measure_words(checkpoint: Path, grid: MeasuredGrid) -> dict[str, Any]:
 @cache
 def open_benchmarks(stores: tuple[str, ...], charset: str) -> list[Benchmark]:
     """The benchmarks of all stores, opened once for all cells. Raises `SourceError` for an unreadable image."""
-    from data_pipeline.labels import LabelRules
+    from data_pipeline.words.labels import LabelRules
     from eval.words.ocr import find_benchmarks, read_benchmark
     from tokenizer.characters import read_charset
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipeline.visual_tasks import CAMVID_CLASSES, CAMVID_PALETTE
+from data_pipeline.pairs.tasks import CAMVID_CLASSES, CAMVID_PALETTE
 from tokenizer.visual.reconstruction import PERFECT_DB
 
 SEGMENTATION, EDGES = "segmentation", "edges"

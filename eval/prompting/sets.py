@@ -3,7 +3,7 @@
     definitions: {data: null}             optional: {data} in any string stands for it; null: --define data=DIR
     seg:                                  a name of your choice
       input: ["DIR/val.parquet"]          held-out images: the queries
-      pairs: {task: ...}                  how they become pairs (data_pipeline/visual_pairs.py:PairsConfig)
+      pairs: {task: ...}                  how they become pairs (data_pipeline/pairs/pairs.py:PairsConfig)
       examples:                           optional: where the example pairs of prompts come from (training images)
         input: ["DIR/train.parquet"]
         pairs: {...}                      fields that differ from those above
@@ -23,8 +23,8 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
+from data_pipeline.pairs.pairs import PairsConfig, PairSet
 from data_pipeline.permutation import permute
-from data_pipeline.visual_pairs import PairsConfig, PairSet
 
 DEFINITIONS = "definitions"
 """Key of the YAML that names no set: values for `{name}` in its strings (`eval/grid/preparation.py`)."""

@@ -154,7 +154,7 @@ def measure_run(directory: Path, sentences: int) -> dict[str, Any]:
         `sentence_losses.summarise` gives them}; ``train``, the same on the training pairs of the set's task; and
         ``curve`` [[step, {validation set: loss}], ...].
     """
-    from data_pipeline.sentence_source import SentenceSource
+    from data_pipeline.shards.sentence_source import SentenceSource
     from eval.prompting.encoded_pairs import VisualModel
     from eval.prompting.sentence_losses import sentence_losses, summarise
     from eval.report.run_record import read_run

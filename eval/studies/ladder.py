@@ -81,7 +81,7 @@ def measure_cell(cell: Cell, ladder: Ladder) -> dict[str, Any]:
 
     from arch.accounting import count_parameters
     from arch.model_config import load_model_config
-    from data_pipeline.meta import Meta
+    from common.token_shards import Meta
     from eval.language.lm import evaluate, flatten
     from eval.models import resolve_model
     from eval.report.run_record import read_run

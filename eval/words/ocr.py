@@ -22,8 +22,8 @@ from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from data_pipeline.errors import SourceError
-from data_pipeline.labels import LabelRules
-from data_pipeline.word_stores import find_stores, open_words
+from data_pipeline.words.labels import LabelRules
+from data_pipeline.words.stores import find_stores, open_words
 from eval.commands import OcrOptions
 from eval.probes.collapse import named_models
 from eval.report.pictures import write_caption

@@ -14,7 +14,7 @@ import arch.clip4str.decoding
 import arch.parseq.decoding
 from arch.finding import newest_checkpoints
 from arch.parseq.decoding import Mode
-from data_pipeline.word_source import to_array
+from data_pipeline.words.source import to_array
 from eval.models import ModelLoadError, default_device
 from pretrain.tasks import clip4str, word_recognition
 from tokenizer.characters import CharacterTokenizer

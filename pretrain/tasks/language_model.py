@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from data_pipeline.loader import Batch
-from data_pipeline.token_source import TokenSource
+from data_pipeline.shards.token_source import TokenSource
 from pretrain.attention_checks import check_document_isolation
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
 from tokenizer.fingerprint import tokenizer_hash

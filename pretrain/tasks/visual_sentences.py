@@ -25,7 +25,7 @@ from arch.pangu_pi import PanguPiForCausalLM
 from arch.visual.factorised_embedding import FactorisedEmbedding, factorise, fold_state_dict
 from arch.visual.initialisation import initialise
 from data_pipeline.loader import Batch
-from data_pipeline.sentence_source import SentenceSource
+from data_pipeline.shards.sentence_source import SentenceSource
 from pretrain.attention_checks import check_causality
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import seeded_build

@@ -25,7 +25,7 @@ from arch.config_file import ModelConfigError
 from arch.visual.configuration import VisualTokenizerConfig, load_visual_config
 from arch.visual.perceptual import PerceptualDistance
 from arch.visual.vq_model import VqModel
-from data_pipeline.image_source import ImageSource
+from data_pipeline.images.source import ImageSource
 from data_pipeline.loader import Batch
 from data_pipeline.source import Source
 from pretrain.errors import ConfigurationError

@@ -27,10 +27,10 @@ from arch.parseq.model import Parseq
 from arch.parseq.orderings import sample_orderings
 from arch.parseq.recogniser_config import RecogniserConfig
 from data_pipeline.loader import Batch
-from data_pipeline.replay_words import describe_words
 from data_pipeline.source import Source
-from data_pipeline.synth_words import SynthConfig, SynthWords
-from data_pipeline.word_source import WordSource
+from data_pipeline.words.replay import describe_words
+from data_pipeline.words.source import WordSource
+from data_pipeline.words.synthetic import SynthConfig, SynthWords
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from pretrain.transfers import on_device
@@ -45,7 +45,7 @@ class WordRecognitionTask(Task):
 
     Args:
         model: YAML of ParseqConfig fields (configs/parseq/*.yaml).
-        train: word stores: LMDB or label folders, Parquet files (see data_pipeline/word_stores.py).
+        train: word stores: LMDB or label folders, Parquet files (see data_pipeline/words/stores.py).
         valid: held-out stores by name.
         synthetic: words rendered while training, a further source after those of `train`.
         weights: mixture weights of the sources; None mixes in proportion to size.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from data_pipeline.meta import INDEX_DTYPE, Meta, ShardMeta, sha256_of, token_bytes_for
+from common.token_shards import INDEX_DTYPE, Meta, ShardMeta, sha256_of, token_bytes_for
 
 BOS, EOS = 1, 2
 

@@ -11,12 +11,12 @@ import pytest
 from datatrove.executor import RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
+from common.token_shards import Meta
 from data_pipeline.errors import PrepareError
-from data_pipeline.executors import check_executor, make_executor
-from data_pipeline.meta import Meta
-from data_pipeline.preparation import prepare, submit
-from data_pipeline.prepare_config import PrepareConfig
-from data_pipeline.workspace import Workspace
+from data_pipeline.shards.executors import check_executor, make_executor
+from data_pipeline.shards.prepare import prepare, submit
+from data_pipeline.shards.prepare_config import PrepareConfig
+from data_pipeline.shards.workspace import Workspace
 
 SLURM = {"partition": "cpu", "time": "1:00:00"}
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import SourceError
-from data_pipeline.image_source import ImageSource
+from data_pipeline.images.source import ImageSource
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
 from tokenizer.image_stores import open_images
 from tokenizer.images import ImageError, resize_and_crop

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import LabelError, SourceError
-from data_pipeline.word_source import WordSource
-from data_pipeline.word_stores import open_words
+from data_pipeline.words.source import WordSource
+from data_pipeline.words.stores import open_words
 from tests.data_pipeline.word_cases import picture
 from tokenizer.characters import CharacterTokenizer, read_charset
 

@@ -3,7 +3,7 @@
 import pytest
 
 from data_pipeline.errors import LabelError
-from data_pipeline.labels import LabelReport, LabelRules, clean_labels
+from data_pipeline.words.labels import LabelReport, LabelRules, clean_labels
 from tokenizer.characters import CHARSETS
 
 

@@ -20,7 +20,7 @@ from data_pipeline.errors import OrderError, SourceError
 from data_pipeline.loader import Loader, collate_tokens
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order
-from data_pipeline.token_source import TokenSource
+from data_pipeline.shards.token_source import TokenSource
 
 
 def load(source, order: Order, world_size: int = 1, micro_batch_size: int = 4, **options) -> list[list]:

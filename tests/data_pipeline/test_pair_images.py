@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.__main__ import main
-from data_pipeline.image_source import ImageSource
-from data_pipeline.visual_pairs import PairsConfig, PairSet
+from data_pipeline.images.source import ImageSource
+from data_pipeline.pairs.pairs import PairsConfig, PairSet
 from tests.data_pipeline.visual_cases import write_photographs
 
 

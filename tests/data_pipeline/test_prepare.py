@@ -21,14 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from common.token_shards import META_FILE, Meta
 from data_pipeline.errors import PrepareError, ShardError
-from data_pipeline.meta import META_FILE, Meta
-from data_pipeline.parts import make_plan
-from data_pipeline.preparation import prepare
-from data_pipeline.prepare_config import PrepareConfig
-from data_pipeline.read_part import RejectLog, merge_reject_logs, read_unit
-from data_pipeline.token_source import TokenSource
-from data_pipeline.workspace import Workspace
+from data_pipeline.shards.parts import make_plan
+from data_pipeline.shards.prepare import prepare
+from data_pipeline.shards.prepare_config import PrepareConfig
+from data_pipeline.shards.read_part import RejectLog, merge_reject_logs, read_unit
+from data_pipeline.shards.token_source import TokenSource
+from data_pipeline.shards.workspace import Workspace
 
 from .conftest import TEXTS
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.token_shards import Meta
 from data_pipeline.__main__ import main
 from data_pipeline.errors import PrepareError
-from data_pipeline.meta import Meta
-from data_pipeline.preparation import prepare
-from data_pipeline.prepare_config import PrepareConfig
+from data_pipeline.shards.prepare import prepare
+from data_pipeline.shards.prepare_config import PrepareConfig
 
 from .conftest import TEXTS
 

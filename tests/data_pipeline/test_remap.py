@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.token_shards import Meta, sha256_of
 from data_pipeline.__main__ import main
 from data_pipeline.errors import RemapError, ShardError
-from data_pipeline.meta import Meta, sha256_of
-from data_pipeline.preparation import prepare
-from data_pipeline.prepare_config import PrepareConfig
-from data_pipeline.remap import RemapConfig, remap
+from data_pipeline.shards.prepare import prepare
+from data_pipeline.shards.prepare_config import PrepareConfig
+from data_pipeline.shards.remap import RemapConfig, remap
 from tests.trained import write_jsonl
 from tokenizer.compress import compress
 from tokenizer.compress_config import CompressConfig
@@ -92,7 +92,7 @@ def test_a_second_call_does_nothing_and_an_interrupted_one_goes_on(prepared, tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipeline.remap._finish", interrupted)
+        patch.setattr("data_pipeline.shards.remap._finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             remap(config)
     assert not (tmp_path / "out" / "meta.json").exists()

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from common.token_shards import Meta
 from data_pipeline.__main__ import main
 from data_pipeline.errors import DataError
 from data_pipeline.loader import Loader, collate_tokens
-from data_pipeline.meta import Meta
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order
-from data_pipeline.preparation import prepare
-from data_pipeline.prepare_config import PrepareConfig
 from data_pipeline.replay import ReplayConfig, replay
 from data_pipeline.round_order import RoundsOrder, Selection, selection_path
-from data_pipeline.token_source import TokenSource
+from data_pipeline.shards.prepare import prepare
+from data_pipeline.shards.prepare_config import PrepareConfig
+from data_pipeline.shards.token_source import TokenSource
 
 STEP = 1234
 

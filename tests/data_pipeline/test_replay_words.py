@@ -11,7 +11,7 @@ from data_pipeline.loader import Loader
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order
 from data_pipeline.replay import ReplayConfig, replay
-from data_pipeline.synth_words import SynthConfig
+from data_pipeline.words.synthetic import SynthConfig
 from pretrain.tasks import WordRecognitionTask
 from tests.data_pipeline.word_cases import write_lmdb
 from tests.pretrain.test_word_recognition import LABELS, SHAPE

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.__main__ import main
-from data_pipeline.sample import SampleConfig, SampleReport, detect_language, sample
+from data_pipeline.demo.text import SampleConfig, SampleReport, detect_language, sample
 
 LATIN = "In the beginning there were {} words on page one."
 HAN = "第{}页上有很多字，也有一些标点。"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data_pipeline.__main__ import main
-from data_pipeline.photographs_builtin import PHOTOGRAPHS, builtin_photographs
-from data_pipeline.sample_images import SampleImagesConfig, random_crop, sample_images
+from data_pipeline.demo.photographs import SampleImagesConfig, random_crop, sample_images
+from data_pipeline.demo.photographs_builtin import PHOTOGRAPHS, builtin_photographs
 
 
 def write_photographs(folder: Path, count: int = 5, size: tuple[int, int] = (64, 48)) -> Path:

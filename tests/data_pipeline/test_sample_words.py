@@ -9,10 +9,10 @@ import lzma
 import pytest
 
 from data_pipeline.__main__ import main
+from data_pipeline.demo.words import SampleWordsConfig, sample_words
 from data_pipeline.errors import SourceError
-from data_pipeline.labels import LabelRules
-from data_pipeline.sample_words import SampleWordsConfig, sample_words
-from data_pipeline.word_lists import read_words
+from data_pipeline.words.labels import LabelRules
+from data_pipeline.words.lists import read_words
 from tests.tokenizer.file_cases import zst
 from tokenizer.characters import CHARSETS
 

@@ -15,8 +15,8 @@ from data_pipeline.errors import ShardError, SourceError
 from data_pipeline.identity import fingerprint
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order
-from data_pipeline.sentence_source import SentenceSource
-from data_pipeline.token_source import IGNORED_LABEL, TokenSource
+from data_pipeline.shards.sentence_source import SentenceSource
+from data_pipeline.shards.token_source import IGNORED_LABEL, TokenSource
 
 N = 4
 """Tokens per image."""

@@ -10,9 +10,9 @@ from PIL import Image
 
 from data_pipeline.__main__ import main
 from data_pipeline.errors import SourceError
-from data_pipeline.render_words import Look
-from data_pipeline.synth_words import SynthCommand, SynthConfig, SynthWords, WordPainter, synthesise
-from data_pipeline.word_stores import open_words
+from data_pipeline.words.render import Look
+from data_pipeline.words.stores import open_words
+from data_pipeline.words.synthetic import SynthCommand, SynthConfig, SynthWords, WordPainter, synthesise
 from tokenizer.characters import CHARSETS, CharacterTokenizer
 
 WORDS = ["river", "King", "it's", "naïve", "a" * 30]

@@ -10,15 +10,15 @@ import numpy as np
 import psutil
 import pytest
 
+from common.token_shards import META_FILE, Meta
 from data_pipeline.__main__ import main
 from data_pipeline.errors import PairsError, PrepareError
-from data_pipeline.meta import META_FILE, Meta
-from data_pipeline.preparation import prepare
-from data_pipeline.prepare_config import PrepareConfig
-from data_pipeline.sentence_source import SentenceSource
-from data_pipeline.token_source import TokenSource
-from data_pipeline.visual_pairs import PairsConfig, PairSet
-from data_pipeline.workspace import Workspace
+from data_pipeline.pairs.pairs import PairsConfig, PairSet
+from data_pipeline.shards.prepare import prepare
+from data_pipeline.shards.prepare_config import PrepareConfig
+from data_pipeline.shards.sentence_source import SentenceSource
+from data_pipeline.shards.token_source import TokenSource
+from data_pipeline.shards.workspace import Workspace
 from tokenizer.visual.load import load_visual_tokenizer
 from tokenizer.visual.patches import PatchTokenizer
 

@@ -10,9 +10,9 @@ import pytest
 from data_pipeline.errors import LabelError, SourceError
 from data_pipeline.loader import Loader, collate_tokens
 from data_pipeline.order import Order
-from data_pipeline.word_augment import OPERATIONS, augment_word
-from data_pipeline.word_source import WordSource
-from data_pipeline.word_stores import LmdbWriter, content_hash, open_words
+from data_pipeline.words.augment import OPERATIONS, augment_word
+from data_pipeline.words.source import WordSource
+from data_pipeline.words.stores import LmdbWriter, content_hash, open_words
 from tests.data_pipeline.word_cases import LABELS, picture, write_folder, write_lmdb, write_parquet
 from tokenizer.characters import CHARSETS, CharacterTokenizer
 from tokenizer.images import ImageError

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_pipeline.word_stores import LmdbWriter
+from data_pipeline.words.stores import LmdbWriter
 
 LABELS = ["Hello", "world", "Café-9", "2026", "It's"]
 

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from arch.accounting import count_flops
 from arch.model_config import load_model_config
-from data_pipeline.meta import Meta, ShardMeta
+from common.token_shards import Meta, ShardMeta
 from eval.__main__ import main
 from eval.grid.grid import cells, planned_steps
 from eval.grid.preparation import read_prepared_grid

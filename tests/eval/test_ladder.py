@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from data_pipeline.meta import Meta, ShardMeta
+from common.token_shards import Meta, ShardMeta
 from eval.__main__ import main
 from eval.grid.grid import GridError, cells, planned_steps
 from eval.studies.ladder import read_ladder

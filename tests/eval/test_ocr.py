@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from data_pipeline.labels import LabelRules
+from data_pipeline.words.labels import LabelRules
 from eval.__main__ import main
 from eval.models import ModelLoadError
 from eval.report.pictures import read_pictures

@@ -15,7 +15,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from data_pipeline.visual_tasks import CAMVID_PALETTE
+from data_pipeline.pairs.tasks import CAMVID_PALETTE
 from eval.__main__ import main
 from eval.prompting.control import TaskClassifier
 from eval.prompting.encoded_pairs import VisualModel, draw_sentences, encode_set

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_pipeline.loader import Batch, collate_tokens
-from data_pipeline.token_source import TokenSource
+from data_pipeline.shards.token_source import TokenSource
 from pretrain.loss import IGNORE_INDEX
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from tests.faults.victim import Wounded

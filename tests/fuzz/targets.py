@@ -36,7 +36,7 @@ class Target:
 
 
 def _write_shards(folder: Path) -> None:
-    from data_pipeline.meta import Meta, ShardMeta, sha256_of
+    from common.token_shards import Meta, ShardMeta, sha256_of
 
     random, shards = np.random.default_rng(0), []
     for number in range(2):
@@ -51,7 +51,7 @@ def _write_shards(folder: Path) -> None:
 
 def _read_shards(folder: Path) -> None:
     from data_pipeline.errors import SourceError
-    from data_pipeline.token_source import TokenSource
+    from data_pipeline.shards.token_source import TokenSource
 
     source = TokenSource(folder, 8)
     for number in {0, 1, len(source) // 2, len(source) - 1}:
@@ -133,7 +133,7 @@ def _write_run(folder: Path) -> None:
     (folder / "shards" / "tokenizer").mkdir(parents=True)
     _write_shards(folder / "shards")
     _copy_tokenizer(folder / "shards" / "tokenizer")
-    from data_pipeline.token_source import TokenSource
+    from data_pipeline.shards.token_source import TokenSource
 
     size = len(TokenSource(folder / "shards", 8))
     order = {

@@ -97,8 +97,8 @@ def rows(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def make_corpus(folder: Path) -> dict[str, Path]:
     """Token shards of a few hundred made-up documents below `folder`: {"train", "valid"} -> directory."""
-    from data_pipeline.preparation import prepare
-    from data_pipeline.prepare_config import PrepareConfig
+    from data_pipeline.shards.prepare import prepare
+    from data_pipeline.shards.prepare_config import PrepareConfig
     from tokenizer.train import TrainConfig, train_tokenizer
 
     random = np.random.default_rng(0)

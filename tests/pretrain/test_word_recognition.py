@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from arch.parseq.decoding import recognise
-from data_pipeline.synth_words import SynthConfig, WordPainter
-from data_pipeline.word_stores import LmdbWriter
+from data_pipeline.words.stores import LmdbWriter
+from data_pipeline.words.synthetic import SynthConfig, WordPainter
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
 from pretrain.schedule import ScheduleConfig

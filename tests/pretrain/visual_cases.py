@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.meta import INDEX_DTYPE, Meta, ShardMeta, sha256_of
+from common.token_shards import INDEX_DTYPE, Meta, ShardMeta, sha256_of
 from tokenizer.visual.patches import PatchTokenizer
 
 CODES, IMAGES = 32, 4

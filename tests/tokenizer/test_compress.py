@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
-from data_pipeline.preparation import prepare
-from data_pipeline.prepare_config import PrepareConfig
+from data_pipeline.shards.prepare import prepare
+from data_pipeline.shards.prepare_config import PrepareConfig
 from tests.trained import SYMBOLS, write_jsonl
 from tokenizer import counting
 from tokenizer.__main__ import main

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.image_tables import open_tables
-from data_pipeline.word_photographs import read_photographs
+from data_pipeline.images.tables import open_tables
+from data_pipeline.words.backgrounds import read_photographs
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
 from tokenizer.folder_files import find_files, readable
 from tokenizer.image_stores import open_images

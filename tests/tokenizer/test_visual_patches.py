@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.image_source import ImageSource
+from data_pipeline.images.source import ImageSource
 from tests.tokenizer.image_cases import draw_images
 from tokenizer.visual.base import VISUAL_FILE, VisualTokenizerError
 from tokenizer.visual.load import load_visual_tokenizer

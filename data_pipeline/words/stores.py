@@ -1,0 +1,247 @@
+"""Where word images lie: LMDB, Parquet, or a folder with a label file. Each store is numbered and read-only.
+
+    LMDB      num-samples, image-%09d, label-%09d, counted from 1: the layout of every scene-text toolkit
+    Parquet   a column `image` (bytes, or {bytes, path}) and a column `text` (or `label`)
+    folder    a label file (labels.txt, gt.txt, labels.tsv) of `file<TAB>label`, or labels.csv of `file,label`: see
+              label_files.py
+
+A folder that holds none of these itself, but folders or Parquet files that do, is their concatenation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import lmdb
+import pyarrow.parquet as pq
+
+from data_pipeline.errors import SourceError
+from data_pipeline.words.label_files import LABEL_FILES, find_label_file, read_label_file
+from tokenizer.broken_text import explain_broken
+from tokenizer.documents import plain_value
+from tokenizer.folder_files import EXAMPLES, check_link, find_files, readable, tell
+from tokenizer.image_stores import SUFFIXES, ConcatenatedImages, FileImages, ImageStore, ParquetImages
+
+
+class WordStore(ImageStore, Protocol):
+    """Word images with labels."""
+
+    labels: Sequence[str]
+    """All labels, as they are stored."""
+
+
+def open_words(path: str | Path) -> WordStore:
+    """Opens a store of any kind.
+
+    Raises:
+        SourceError: none of the kinds, or damaged; names the file.
+        FileNotFoundError: there is nothing.
+    """
+    path = Path(path)
+    found = find_stores(path)
+    if found != [path]:
+        return ConcatenatedWords([open_words(entry) for entry in found])
+    if path.is_file():
+        return ParquetWords(path)
+    if (path / "data.mdb").is_file():
+        return LmdbWords(path)
+    label_file = find_label_file(path)
+    assert label_file is not None  # find_stores has seen it
+    return FolderWords(label_file)
+
+
+def find_stores(path: Path) -> list[Path]:
+    """The path itself if it is a store, else the Parquet files and folders in it, sorted.
+
+    Raises:
+        SourceError: a file of another kind, or a folder with nothing in it.
+        FileNotFoundError: there is nothing.
+    """
+    check_link(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder of word images")
+    if path.is_file() and path.suffix.lower() != ".parquet":
+        raise SourceError(f"{path}: word images come as .parquet, or as a folder (LMDB, or with a label file)")
+    if path.is_file() or (path / "data.mdb").is_file() or find_label_file(path) is not None:
+        return [path]
+    found = find_files(path, (".parquet",), deep=False)
+    inner = sorted([*found.files, *found.folders])
+    found.use((".parquet",))
+    if not inner:
+        raise SourceError(f"{path}: holds neither data.mdb nor {', '.join(LABEL_FILES)} nor .parquet files")
+    return inner
+
+
+def content_hash(store: WordStore) -> str:
+    """SHA-256 of every label and of the size of every image: what a run remembers of its data."""
+    digest = hashlib.sha256()
+    for label, size in zip(store.labels, store.image_sizes(), strict=True):
+        digest.update(f"{label}\0{size}\0".encode())
+    return digest.hexdigest()
+
+
+class LmdbWords:
+    """An LMDB environment in the toolkits' layout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._environment.begin() as transaction:
+            count = transaction.get(b"num-samples")
+            if count is None or not count.isdigit():
+                raise SourceError(f"{path}: key 'num-samples' is {'missing' if count is None else repr(count)}")
+            labels = []
+            cursor = transaction.cursor()
+            for number in range(1, int(count) + 1):
+                if not cursor.set_key(b"image-%09d" % number):
+                    raise SourceError(f"{path}: key 'image-{number:09d}' is missing, of {int(count)}")
+                label = transaction.get(b"label-%09d" % number)
+                if label is None:
+                    raise SourceError(f"{path}: key 'label-{number:09d}' is missing, of {int(count)}")
+                try:
+                    labels.append(label.decode())
+                except UnicodeDecodeError:
+                    raise SourceError(f"{path}: 'label-{number:09d}' is not UTF-8: {label!r}") from None
+        self.labels: Sequence[str] = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def _environment(self) -> lmdb.Environment:
+        return open_environment(self.path)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}: image-{index + 1:09d}"
+
+    def image(self, index: int) -> bytes:
+        with self._environment.begin() as transaction:
+            content = transaction.get(b"image-%09d" % (index + 1))
+        if content is None:
+            raise SourceError(f"{self.name(index)}: the key is gone")
+        return bytes(content)
+
+    def image_sizes(self) -> Iterator[int]:
+        with self._environment.begin(buffers=True) as transaction:
+            for number in range(1, len(self.labels) + 1):
+                yield len(transaction.get(b"image-%09d" % number) or b"")
+
+
+_environments: dict[Path, lmdb.Environment] = {}
+
+
+def open_environment(path: Path) -> lmdb.Environment:
+    """An LMDB for reading; LMDB wants it opened once in a process, and again after a fork.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    if path not in _environments:
+        try:
+            _environments[path] = lmdb.open(str(path), readonly=True, lock=False, readahead=False, meminit=False)
+        except lmdb.Error as error:
+            raise SourceError(f"{path}: not an LMDB that can be read ({error})") from None
+    return _environments[path]
+
+
+def _close_inherited() -> None:
+    """In a forked process: gives up the parent's environments, which lmdb 3 counts as open here."""
+    for environment in _environments.values():
+        environment.close()
+    _environments.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+class ParquetWords(ParquetImages):
+    """A Parquet file, its columns in memory."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        names = pq.read_schema(path).names
+        text = next((name for name in ("text", "label") if name in names), None)
+        if text is None:
+            raise SourceError(f"{path}: needs columns 'image' and 'text' (or 'label'), has {', '.join(names)}")
+        labels = [plain_value(label) for label in pq.read_table(path, columns=[text]).column(text)]
+        missing = next((row for row, label in enumerate(labels) if not isinstance(label, str)), None)
+        if missing is not None:
+            raise SourceError(f"{path}: row {missing}: '{text}' is {labels[missing]!r}, not a text")
+        for row, label in enumerate(labels):
+            if (problem := explain_broken(label)) is not None:
+                raise SourceError(f"{path}: row {row}: '{text}' is {problem}")
+        self.labels: Sequence[str] = labels
+
+
+class FolderWords(FileImages):
+    """Image files beside a label file; no name may lead out of the folder."""
+
+    def __init__(self, label_file: Path) -> None:
+        labelled = read_label_file(label_file)
+        super().__init__([entry.file for entry in labelled])
+        self.folder = label_file.parent
+        self.labels: Sequence[str] = [entry.label for entry in labelled]
+        named = {os.path.normpath(entry.file) for entry in labelled}
+        if others := [file for file in find_files(self.folder, SUFFIXES).files if os.path.normpath(file) not in named]:
+            shown = ", ".join(readable(file.relative_to(self.folder)) for file in others[:EXAMPLES])
+            tell(f"{readable(label_file)}: names {len(named):,} images; {len(others):,} more are not used ({shown})")
+
+
+class ConcatenatedWords(ConcatenatedImages):
+    """Several stores, one after the other."""
+
+    def __init__(self, stores: Sequence[WordStore]) -> None:
+        super().__init__(stores)
+        self.labels: Sequence[str] = [label for store in stores for label in store.labels]
+
+
+class LmdbWriter:
+    """Writes the toolkits' layout; the folder appears, complete, when the block ends without an error.
+
+    Raises:
+        SourceError: the folder is there already.
+    """
+
+    BATCH = 1000
+    """Images of one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        if path.exists():
+            raise SourceError(f"{path}: is there already; choose another folder or remove it")
+        self.path, self.count = path, 0
+        self._partial = path.with_name(f"{path.name}.partial")
+        self._waiting: list[tuple[bytes, bytes]] = []
+
+    def __enter__(self) -> LmdbWriter:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        self._environment = lmdb.open(str(self._partial), map_size=2**40, map_async=True)
+        return self
+
+    def add(self, image: bytes, label: str) -> None:
+        """Appends an encoded image and its label."""
+        self.count += 1
+        self._waiting += [(b"image-%09d" % self.count, image), (b"label-%09d" % self.count, label.encode())]
+        if len(self._waiting) >= 2 * self.BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        with self._environment.begin(write=True) as transaction:
+            for key, value in self._waiting:
+                transaction.put(key, value)
+        self._waiting = []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._waiting.append((b"num-samples", str(self.count).encode()))
+            self._flush()
+            self._environment.sync(True)
+        self._environment.close()
+        if kind is None:
+            self._partial.rename(self.path)
+        else:
+            shutil.rmtree(self._partial, ignore_errors=True)
