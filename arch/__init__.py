@@ -11,7 +11,7 @@ packed_attention.py  documents of packed rows kept apart without a mask of S x S
 accounting.py     count_parameters, count_flops: exact, by arithmetic, for any size; inspection.py prints them
 export.py         export_model: transformers format, verified by reload_check.py in a fresh process
 parseq/           text recognition; its own front: arch.parseq
-visual/           images to codes and back; its own front: arch.visual
+visual/           images to codes and back; its own front: arch.vq
 clip4str/         text recognition on top of CLIP, with PARSeq's decoder twice; its own front: arch.clip4str
 surgery/          a smaller model out of a larger one: python -m arch inherit | bypass
 __main__.py       python -m arch inspect | export | inherit | bypass

@@ -10,7 +10,7 @@ from typing import Any
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from .caches import use_writable_caches
+from common.caches import use_writable_caches
 
 
 def inspect(config: Path, sequence_length: int = 2048) -> None:
@@ -20,8 +20,8 @@ def inspect(config: Path, sequence_length: int = 2048) -> None:
         config: a YAML of model fields (configs/models/*.yaml) or a transformers directory.
         sequence_length: tokens per sequence, which the cost of attention scores depends on.
     """
-    from .inspection import describe
-    from .model_config import load_model_config
+    from arch.pangu_pi.inspection import describe
+    from arch.pangu_pi.load_config import load_model_config
 
     print(describe(load_model_config(config), sequence_length))
 
@@ -44,9 +44,9 @@ def export(
         tolerance: the largest difference of a reloaded logit, relative to the largest logit.
         overwrite: replace the directory if it exists.
     """
-    from .export import check_writable, export_model
-    from .finding import find_tokenizer, resolve_model
-    from .loading import load_causal_lm
+    from arch.pangu_pi.export import check_writable, export_model
+    from arch.pangu_pi.load_weights import load_causal_lm
+    from common.find_model import find_tokenizer, resolve_model
 
     source = resolve_model(model)
     found = find_tokenizer(source if tokenizer is None else tokenizer)
@@ -60,7 +60,7 @@ def export(
 
 def inherit(options: Any) -> None:
     """Cut a small model out of a larger one: layers, heads, neurons, channels, vocabulary."""
-    from .surgery.inherit import inherit as cut_out
+    from arch.surgery.inherit import inherit as cut_out
 
     report = cut_out(options)
     print(f"{report.text()}\nwritten to {report.config.out}; the reloaded logits agree")
@@ -68,7 +68,7 @@ def inherit(options: Any) -> None:
 
 def bypass(options: Any) -> None:
     """Measure the loss without runs of consecutive layers, at every position."""
-    from .surgery.bypass_command import bypass as measure
+    from arch.surgery.bypass_command import bypass as measure
 
     print(measure(options))
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from measure import finish, table, take_turns
 
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi.load_config import load_model_config
 from data_pipeline.document_bounds import document_bounds
 from data_pipeline.loader import Batch
 from pretrain.config import BatchConfig, EngineConfig, OptimizerConfig, TrainConfig

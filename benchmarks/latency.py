@@ -16,8 +16,8 @@ import torch
 from measure import finish, table, take_turns
 from transformers import DynamicCache
 
-from arch.accounting import count_parameters
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi.accounting import count_parameters
 
 LAYERS, REDUCED = 32, 29
 PROMPT = 32

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from measure import finish
 
-from arch.finding import gguf_file
+from common.find_model import gguf_file
 from eval.language.lm import flatten
 from eval.language.local_tasks import render_local_tasks
 

@@ -23,9 +23,9 @@ import torch
 from measure import finish, table, take_turns
 from torch import Tensor, nn
 
-from arch.accounting import count_flops
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi.accounting import count_flops
+from arch.pangu_pi.load_config import load_model_config
 from pretrain.config import OptimizerConfig
 from pretrain.loss import linear_cross_entropy
 from pretrain.muon import Part, choose_owners

@@ -38,8 +38,8 @@ import torch
 from plan_memory import TINY, Precision, configuration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arch.accounting import count_flops, count_parameters
-from arch.model_config import load_model_config
+from arch.pangu_pi.accounting import count_flops, count_parameters
+from arch.pangu_pi.load_config import load_model_config
 from pretrain.accelerators import find_device
 from pretrain.zero_memory import STAGE_3_DEFAULTS
 

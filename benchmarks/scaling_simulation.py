@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from arch.finding import newest_checkpoints
+from common.find_model import newest_checkpoints
 from data_pipeline.identity import fingerprint
 from data_pipeline.loader import Loader
 from data_pipeline.order import Order

@@ -42,7 +42,7 @@ from llama_trainer import write_blocks
 from measure import finish
 from time_to_quality_plot import draw, other_curves
 
-from arch.outside_files import read_json
+from common.untrusted_files import read_json
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.shards.token_shards import TokenShards
 from eval.language.held_out import find_documents

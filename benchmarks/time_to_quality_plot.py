@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from arch.outside_files import read_json
+from common.untrusted_files import read_json
 from eval.plots import PALETTE, figure, style_axis
 
 

@@ -37,9 +37,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
-from arch.accounting import count_parameters
-from arch.finding import newest_checkpoints
-from arch.loading import load_causal_lm
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.load_weights import load_causal_lm
+from common.find_model import newest_checkpoints
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
 from pretrain.pipeline import deepspeed_launcher, environment, on_free_port

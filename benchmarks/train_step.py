@@ -25,9 +25,9 @@ from engine_overhead import RandomTokenTask
 from measure import finish, table, take_turns
 from transformers import LlamaForCausalLM
 
-from arch.accounting import count_flops
-from arch.export import llama_config
 from arch.pangu_pi import PanguPiConfig
+from arch.pangu_pi.accounting import count_flops
+from arch.pangu_pi.export import llama_config
 from data_pipeline.loader import Batch
 from pretrain.config import OptimizerConfig
 from pretrain.master_weights import MasterWeights, round_model

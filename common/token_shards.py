@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
-from arch.outside_files import is_plain_name, read_json, typed
+from common.untrusted_files import is_plain_name, read_json, typed
 from data_pipeline.errors import ShardError
 
 META_FILE = "meta.json"

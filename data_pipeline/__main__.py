@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from arch.caches import use_writable_caches
+from common.caches import use_writable_caches
 from tokenizer.command_line import Parser, add_config_arguments, end_interrupted, make_config
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arch.outside_files import typed
 from common.token_shards import META_FILE, Meta
+from common.untrusted_files import typed
 from data_pipeline.errors import DataError, ShardError
 from tokenizer.folder_files import readable
 

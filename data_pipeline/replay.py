@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le, Len
 
-from arch.outside_files import read_json, typed
+from common.untrusted_files import read_json, typed
 from data_pipeline.errors import DataError, OrderError, SourceError
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.mixture import Mixture

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Le
 
-from arch.outside_files import typed
+from common.untrusted_files import typed
 from data_pipeline.errors import DataError
 from data_pipeline.shards.sentence_source import SentenceSource
 from data_pipeline.shards.token_source import TokenSource

@@ -21,7 +21,7 @@ from annotated_types import Ge, Le
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from arch.outside_files import parse_json, typed
+from common.untrusted_files import parse_json, typed
 from data_pipeline.errors import OrderError
 from data_pipeline.order import MAX_STEP, Order
 

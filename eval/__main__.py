@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from arch.caches import use_writable_caches
+from common.caches import use_writable_caches
 from eval import commands
 from pretrain.interruption import terminable
 from tokenizer.command_line import Parser, add_config_arguments, end_interrupted

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arch.finding import find_tokenizer, gguf_file, newest_checkpoints
-from arch.outside_files import read_json
+from common.find_model import find_tokenizer, gguf_file, newest_checkpoints
+from common.untrusted_files import read_json
 
 OUR_MODEL_TYPES = frozenset({"pangu_pi", "llama"})
 
@@ -76,7 +76,7 @@ def load_model(
     gguf = gguf_file(directory)
     try:
         if gguf or _model_type(directory) in OUR_MODEL_TYPES:
-            from arch.loading import load_causal_lm
+            from arch.pangu_pi.load_weights import load_causal_lm
 
             model = load_causal_lm(gguf or source, dtype=dtype)
         else:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from arch.caches import use_writable_caches
+from common.caches import use_writable_caches
 from data_pipeline.errors import DataError
 from pretrain import quickstart, quickstart_ocr, quickstart_vision, status_report
 from pretrain.accelerator_presence import tell_deepspeed

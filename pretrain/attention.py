@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from arch.packed_attention import (
+from arch.pangu_pi import PanguPiConfig
+from arch.pangu_pi.packed_attention import (
     PACKED_CPU,
     PACKED_FLEX,
     TORCH_VARLEN,
@@ -27,7 +28,6 @@ from arch.packed_attention import (
     packed_arguments,
     register_packed_attention,
 )
-from arch.pangu_pi import PanguPiConfig
 from data_pipeline.document_bounds import document_bounds
 from data_pipeline.loader import Batch
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arch.accounting import count_flops, count_parameters
 from arch.pangu_pi import PanguPiConfig
+from arch.pangu_pi.accounting import count_flops, count_parameters
 from common.token_shards import Meta
 from data_pipeline.errors import ShardError
 from pretrain.accelerators import Device, find_device

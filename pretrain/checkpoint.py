@@ -23,8 +23,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from arch.finding import newest_checkpoints
-from arch.outside_files import typed
+from common.find_model import newest_checkpoints
+from common.untrusted_files import typed
 from data_pipeline.identity import explain_mismatch, fingerprint
 from data_pipeline.order import MAX_STEP, BatchChanges, BatchSize
 from pretrain.config import CheckpointConfig

@@ -30,7 +30,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from arch.outside_files import parse_json, typed
+from common.untrusted_files import parse_json, typed
 from pretrain.durable import fsync, write_whole
 from pretrain.errors import LedgerError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arch.finding import newest_checkpoints
+from common.find_model import newest_checkpoints
 from pretrain.errors import ConfigurationError
 from pretrain.pipeline import Pipeline
 from pretrain.walkthrough import PYTHON, Walkthrough, option, train_command

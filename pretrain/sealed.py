@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Len
 
-from arch.outside_files import is_inner_path, read_json, typed
+from common.untrusted_files import is_inner_path, read_json, typed
 from pretrain.errors import CheckpointError
 
 SealedType = TypeVar("SealedType", bound="Sealed")

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from arch.accounting import count_parameters
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiConfig
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.load_config import load_model_config
 
 DEPTHS = {128: 3, 256: 10, 1792: 21, 4096: 29}
 """Layers by width, of shapes that exist."""

@@ -25,8 +25,8 @@ from typing import Any, Literal
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from arch.finding import newest_checkpoints
-from arch.outside_files import read_json
+from common.find_model import newest_checkpoints
+from common.untrusted_files import read_json
 from pretrain.config import TrainConfig
 from pretrain.distributed import World
 from pretrain.durable import write_whole

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import psutil
 from annotated_types import Ge, Le
 
-from arch.finding import newest_checkpoints
-from arch.outside_files import read_json, typed
+from common.find_model import newest_checkpoints
+from common.untrusted_files import read_json, typed
 from pretrain.errors import ConfigurationError
 from pretrain.run_status import NAME, RUNNING
 

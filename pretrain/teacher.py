@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arch.config_file import ModelConfigError
-from arch.finding import find_tokenizer, resolve_model
-from arch.loading import WeightsError, load_causal_lm
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiConfig
+from arch.pangu_pi.load_config import load_model_config
+from arch.pangu_pi.load_weights import WeightsError, load_causal_lm
+from common.config_file import ModelConfigError
+from common.find_model import find_tokenizer, resolve_model
 from common.token_shards import sha256_of
 from data_pipeline.loader import Batch
 from pretrain.attention import Choice, built_with, decide, last_hidden

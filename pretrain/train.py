@@ -27,7 +27,7 @@ def main() -> int:
     # A script's own folder comes first on the path; its files must not hide packages of the same name.
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [str(Path(here).parent), *(entry for entry in sys.path if entry != here)]
-    from arch.caches import use_writable_caches
+    from common.caches import use_writable_caches
     from pretrain.launchers import find_launcher
     from pretrain.lost_output import survive_lost_output
 
@@ -71,7 +71,7 @@ def main() -> int:
 
     import torch.distributed as dist
 
-    from arch.loading import WeightsError
+    from arch.pangu_pi.load_weights import WeightsError
     from data_pipeline.errors import DataError
     from data_pipeline.worker_signals import STOP_SIGNALS
     from pretrain.trainer import Outcome, train

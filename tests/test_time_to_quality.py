@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from arch.accounting import count_parameters
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.load_config import load_model_config
 from pretrain.command_line import parse
 from tests.pretrain.conftest import ROOT, TINY
 

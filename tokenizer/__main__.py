@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from jsonargparse import ArgumentParser
 
-from arch.caches import use_writable_caches
+from common.caches import use_writable_caches
 from tokenizer.command_line import Parser, add_config_arguments, end_interrupted, make_config
 from tokenizer.compress import compress
 from tokenizer.compress_config import CompressConfig

@@ -9,7 +9,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
 
-from arch.outside_files import check_yaml
+from common.untrusted_files import check_yaml
 
 
 class Parser(ArgumentParser):

@@ -27,7 +27,7 @@ from annotated_types import Ge, Le
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from arch.outside_files import is_plain_name, read_json, typed
+from common.untrusted_files import is_plain_name, read_json, typed
 from tokenizer.processes import WorkerContext, end_with_parent
 from tokenizer.sliceable import SliceableTokenizer, open_saved_encoder
 from tokenizer.stretches import count_stretches, cuts_independently

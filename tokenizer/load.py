@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from arch.outside_files import read_bytes, read_json
-from arch.tokenizer_files import copy_tokenizer_files, names_code, sentencepiece_file, special_names
+from common.tokenizer_files import copy_tokenizer_files, names_code, sentencepiece_file, special_names
+from common.untrusted_files import read_bytes, read_json
 from tokenizer.convert import to_backend, tokenizer_config
 from tokenizer.model_proto import MAX_MODEL_BYTES, ModelFormatError, parse_model
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from arch.outside_files import read_json, typed
+from common.untrusted_files import read_json, typed
 
 MAP_FILE = "vocabulary_map.json"
 FORMAT = 1

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from transformers import CLIPConfig
 
-from arch.config_file import ModelConfigError, load_dataclass
 from arch.parseq.recogniser_config import RecogniserConfig
+from common.config_file import ModelConfigError, load_dataclass
 
 Activation = Literal["quick_gelu", "gelu"]
 

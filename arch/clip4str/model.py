@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from arch.clip4str.configuration import Clip4StrConfig
-from arch.loading import WeightsError
+from arch.pangu_pi.load_weights import WeightsError
 from arch.parseq.character_decoder import CharacterDecoder
 
 Caption = Callable[[np.ndarray], np.ndarray]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from arch.config_file import ModelConfigError, load_dataclass
 from arch.parseq.recogniser_config import RecogniserConfig
 from arch.parseq.stem import stem_stages
+from common.config_file import ModelConfigError, load_dataclass
 
 CHOICES = {"initialisation": ("released", "narrow"), "stem": ("patch", "convolution")}
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from arch.config_file import ModelConfigError
+from common.config_file import ModelConfigError
 
 
 @dataclass(frozen=True)

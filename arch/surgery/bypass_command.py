@@ -7,14 +7,14 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from ..finding import resolve_model
-from .bypass import bypass_curve
-from .bypass_plot import plot_bypass
-from .calibration import draw_rows, open_shards
-from .errors import CalibrationError, SurgeryError
-from .inherit import load_donor
-from .inherit_report import contrast_line
-from .options import BypassConfig
+from arch.surgery.bypass import bypass_curve
+from arch.surgery.bypass_plot import plot_bypass
+from arch.surgery.calibration import draw_rows, open_shards
+from arch.surgery.errors import CalibrationError, SurgeryError
+from arch.surgery.inherit import load_donor
+from arch.surgery.inherit_report import contrast_line
+from arch.surgery.options import BypassConfig
+from common.find_model import resolve_model
 
 
 def bypass(config: BypassConfig) -> str:

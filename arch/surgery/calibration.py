@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from annotated_types import Ge
 
-from ..outside_files import is_plain_name, read_json, typed
-from .errors import CalibrationError
+from arch.surgery.errors import CalibrationError
+from common.untrusted_files import is_plain_name, read_json, typed
 
 
 @dataclass(frozen=True)

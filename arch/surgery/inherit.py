@@ -15,24 +15,24 @@ from pathlib import Path
 
 import torch
 
-from ..accounting import count_parameters
-from ..export import check_tokenizer, check_writable, export_model
-from ..finding import find_tokenizer, resolve_model
-from ..loading import load_causal_lm
-from ..model_config import load_model_config
-from ..pangu_pi import PanguPiConfig, PanguPiForCausalLM
-from .bypass import bypass_curve
-from .calibration import Shards, draw_rows, open_shards
-from .compatibility import check_target
-from .criteria import choose_units, position_scores, taylor_scores, weight_scores
-from .cut import Cut, sizes_of
-from .errors import CalibrationError
-from .groups import Kind, Scores
-from .inherit_report import InheritReport
-from .layers import choose_layers
-from .mask_training import MaskTraining, train_masks
-from .options import InheritConfig
-from .vocabulary import VocabularyMap, read_vocabulary_map
+from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.export import check_tokenizer, check_writable, export_model
+from arch.pangu_pi.load_config import load_model_config
+from arch.pangu_pi.load_weights import load_causal_lm
+from arch.surgery.bypass import bypass_curve
+from arch.surgery.calibration import Shards, draw_rows, open_shards
+from arch.surgery.compatibility import check_target
+from arch.surgery.criteria import choose_units, position_scores, taylor_scores, weight_scores
+from arch.surgery.cut import Cut, sizes_of
+from arch.surgery.errors import CalibrationError
+from arch.surgery.groups import Kind, Scores
+from arch.surgery.inherit_report import InheritReport
+from arch.surgery.layers import choose_layers
+from arch.surgery.mask_training import MaskTraining, train_masks
+from arch.surgery.options import InheritConfig
+from arch.surgery.vocabulary import VocabularyMap, read_vocabulary_map
+from common.find_model import find_tokenizer, resolve_model
 
 
 def inherit(config: InheritConfig) -> InheritReport:

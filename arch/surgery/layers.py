@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from ..outside_files import read_json
-from ..pangu_pi import PanguPiForCausalLM
-from .bypass import least_harmful
-from .errors import SurgeryError
-from .options import LayerOptions
+from arch.pangu_pi import PanguPiForCausalLM
+from arch.surgery.bypass import least_harmful
+from arch.surgery.errors import SurgeryError
+from arch.surgery.options import LayerOptions
+from common.untrusted_files import read_json
 
 REPORT_FILE = "inherit.json"
 

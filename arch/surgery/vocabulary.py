@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ..outside_files import read_json
-from .errors import CalibrationError, SurgeryError
+from arch.surgery.errors import CalibrationError, SurgeryError
+from common.untrusted_files import read_json
 
 MAP_FILE = "vocabulary_map.json"
 

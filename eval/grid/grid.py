@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from arch.outside_files import read_json, read_yaml
+from common.untrusted_files import read_json, read_yaml
 from pretrain.durable import write_whole
 
 SECONDS_BETWEEN_LOOKS = 2.0

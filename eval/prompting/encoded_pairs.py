@@ -34,7 +34,7 @@ class VisualModel:
         Raises:
             VisionError: it has no visual tokenizer, or one of another vocabulary.
         """
-        from arch.loading import load_causal_lm
+        from arch.pangu_pi.load_weights import load_causal_lm
 
         source = Path(resolve_model(path))
         folder = next((f for f in (source / "tokenizer", source) if (f / VISUAL_FILE).is_file()), None)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from arch.outside_files import read_json
+from common.untrusted_files import read_json
 
 CAPTIONS = "captions.json"
 MAX_PICTURE_BYTES = 4_000_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arch.outside_files import read_json, read_yaml, typed
+from common.untrusted_files import read_json, read_yaml, typed
 from eval.report.pictures import CAPTIONS, Picture, read_pictures
 
 Row = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import median
 
-from arch.finding import newest_checkpoints
+from common.find_model import newest_checkpoints
 from eval.report.run_record import RunRecord, finite
 
 MUCH_WAITING = 0.1

@@ -79,8 +79,8 @@ def measure_cell(cell: Cell, ladder: Ladder) -> dict[str, Any]:
     """A cell's validation, learning curve, size, text seen, and lm-eval scores."""
     import yaml
 
-    from arch.accounting import count_parameters
-    from arch.model_config import load_model_config
+    from arch.pangu_pi.accounting import count_parameters
+    from arch.pangu_pi.load_config import load_model_config
     from common.token_shards import Meta
     from eval.language.lm import evaluate, flatten
     from eval.models import resolve_model

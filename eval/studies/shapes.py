@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arch.accounting import count_parameters
-from arch.model_config import load_model_config
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.load_config import load_model_config
 from eval.commands import ShapesOptions
 from eval.grid.grid import Grid, measure_all, read_grid, results, train_all, training_facts
 from eval.studies.ablation import measure_latency

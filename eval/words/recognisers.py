@@ -12,8 +12,8 @@ from PIL import Image
 
 import arch.clip4str.decoding
 import arch.parseq.decoding
-from arch.finding import newest_checkpoints
 from arch.parseq.decoding import Mode
+from common.find_model import newest_checkpoints
 from data_pipeline.words.source import to_array
 from eval.models import ModelLoadError, default_device
 from pretrain.tasks import clip4str, word_recognition

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from arch.clip4str.configuration import Clip4StrConfig, load_clip4str_config
 from arch.clip4str.model import Clip4Str, load_clip_weights
-from arch.loading import WeightsError
+from arch.pangu_pi.load_weights import WeightsError
 from arch.parseq.recogniser_config import RecogniserConfig
 from data_pipeline.loader import Batch
 from pretrain.errors import ConfigurationError

@@ -25,13 +25,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.logging import disable_progress_bar
 
-from arch.accounting import count_flops, count_parameters
-from arch.config_file import ModelConfigError
-from arch.finding import resolve_model
-from arch.loading import load_causal_lm
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi.accounting import count_flops, count_parameters
+from arch.pangu_pi.load_config import load_model_config
+from arch.pangu_pi.load_weights import load_causal_lm
 from arch.surgery.compatibility import SAME, SERIES, SHORTCUT
+from common.config_file import ModelConfigError
+from common.find_model import resolve_model
 from data_pipeline.loader import Batch, collate_tokens
 from data_pipeline.source import Source
 from pretrain.attention import AUTO, Choice, built_with, decide, last_hidden

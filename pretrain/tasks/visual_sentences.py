@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from arch.delvm.factorised_embedding import FactorisedEmbedding, factorise, fold_state_dict
+from arch.delvm.initialisation import initialise
 from arch.pangu_pi import PanguPiForCausalLM
-from arch.visual.factorised_embedding import FactorisedEmbedding, factorise, fold_state_dict
-from arch.visual.initialisation import initialise
 from data_pipeline.loader import Batch
 from data_pipeline.shards.sentence_source import SentenceSource
 from pretrain.attention_checks import check_causality

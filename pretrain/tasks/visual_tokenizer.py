@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from arch.config_file import ModelConfigError
-from arch.visual.configuration import VisualTokenizerConfig, load_visual_config
-from arch.visual.perceptual import PerceptualDistance
-from arch.visual.vq_model import VqModel
+from arch.vq.configuration import VisualTokenizerConfig, load_visual_config
+from arch.vq.perceptual import PerceptualDistance
+from arch.vq.vq_model import VqModel
+from common.config_file import ModelConfigError
 from data_pipeline.images.source import ImageSource
 from data_pipeline.loader import Batch
 from data_pipeline.source import Source

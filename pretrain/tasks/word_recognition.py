@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arch.config_file import ModelConfigError
-from arch.finding import newest_checkpoints
 from arch.parseq.configuration import ParseqConfig, load_parseq_config
 from arch.parseq.model import Parseq
 from arch.parseq.orderings import sample_orderings
 from arch.parseq.recogniser_config import RecogniserConfig
+from common.config_file import ModelConfigError
+from common.find_model import newest_checkpoints
 from data_pipeline.loader import Batch
 from data_pipeline.source import Source
 from data_pipeline.words.replay import describe_words

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from arch.__main__ import main
-from arch.accounting import count_flops, count_parameters
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM, SeriesActivation
+from arch.pangu_pi.accounting import count_flops, count_parameters
+from arch.pangu_pi.load_config import load_model_config
 from arch.pangu_pi.series_activation import gated_series
 
 from .conftest import PLAIN, SHAPE

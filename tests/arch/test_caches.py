@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arch.caches import use_writable_caches
+from common.caches import use_writable_caches
 
 VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "TORCH_EXTENSIONS_DIR")
 VARIABLES += ("TRITON_CACHE_DIR", "XDG_CACHE_HOME")

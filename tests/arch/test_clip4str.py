@@ -15,9 +15,9 @@ from transformers import CLIPModel
 from arch.clip4str.configuration import Clip4StrConfig, load_clip4str_config
 from arch.clip4str.decoding import recognise
 from arch.clip4str.model import Clip4Str, load_clip_weights
-from arch.config_file import ModelConfigError
-from arch.loading import WeightsError
+from arch.pangu_pi.load_weights import WeightsError
 from arch.parseq.orderings import sample_orderings
+from common.config_file import ModelConfigError
 from tokenizer.captions import CaptionTokenizer
 from tokenizer.characters import CharacterTokenizer
 

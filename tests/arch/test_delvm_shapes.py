@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from arch.accounting import count_parameters
-from arch.export import llama_config
-from arch.model_config import load_model_config
+from arch.delvm.accounting import exported_parameters, image_flops, trainable_parameters
+from arch.delvm.factorised_embedding import factorise
 from arch.pangu_pi import PanguPiForCausalLM
-from arch.visual.accounting import exported_parameters, image_flops, trainable_parameters
-from arch.visual.factorised_embedding import factorise
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.export import llama_config
+from arch.pangu_pi.load_config import load_model_config
 
 MODELS = Path(__file__).resolve().parents[2] / "configs" / "delvm" / "models"
 FULL = {"80m": (79_268_352, 83_429_888), "300m": (291_181_568, 299_504_640), "1b": (1_147_545_600, 1_164_191_744)}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import profile
 
-from arch.document_attention import WINDOW, document_attention, segments
+from arch.pangu_pi.document_attention import WINDOW, document_attention, segments
 
 HEADS, WIDTH, SCALE = 2, 8, 0.3
 LENGTHS = {

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from arch.__main__ import export, main
-from arch.config_file import ModelConfigError
-from arch.export import MODELING_FILES, ExportError, export_model
-from arch.loading import WeightsError, load_causal_lm
 from arch.pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi.export import MODELING_FILES, ExportError, export_model
+from arch.pangu_pi.load_weights import WeightsError, load_causal_lm
+from common.config_file import ModelConfigError
 
 from .conftest import PLAIN
 

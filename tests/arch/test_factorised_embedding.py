@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from arch.loading import load_causal_lm
-from arch.visual.factorised_embedding import FactorisedEmbedding, factorise, fold_state_dict
-from arch.visual.initialisation import initialise
+from arch.delvm.factorised_embedding import FactorisedEmbedding, factorise, fold_state_dict
+from arch.delvm.initialisation import initialise
+from arch.pangu_pi.load_weights import load_causal_lm
 
 from .conftest import PLAIN, SHAPE
 

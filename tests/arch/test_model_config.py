@@ -5,9 +5,9 @@ import json
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from arch.config_file import ModelConfigError
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi.load_config import load_model_config
+from common.config_file import ModelConfigError
 
 from .conftest import PLAIN, SHAPE
 

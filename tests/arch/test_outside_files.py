@@ -7,7 +7,7 @@ import pytest
 import yaml
 from annotated_types import Ge
 
-from arch.outside_files import is_inner_path, is_plain_name, parse_json, parse_yaml, read_json, typed
+from common.untrusted_files import is_inner_path, is_plain_name, parse_json, parse_yaml, read_json, typed
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
 

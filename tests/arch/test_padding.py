@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from arch.export import export_model, llama_config
-from arch.loading import load_causal_lm
+from arch.pangu_pi.export import export_model, llama_config
+from arch.pangu_pi.load_weights import load_causal_lm
 from arch.surgery.slicing import keep_rows
 
 from .conftest import PLAIN, SHAPE

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from arch.config_file import ModelConfigError
 from arch.parseq.configuration import ParseqConfig, load_parseq_config
 from arch.parseq.decoding import recognise, refine
 from arch.parseq.model import Parseq
 from arch.parseq.orderings import attention_masks, cloze_mask, sample_orderings
+from common.config_file import ModelConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from arch.__main__ import export, main
-from arch.accounting import count_parameters
-from arch.loading import load_causal_lm
 from arch.pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.load_weights import load_causal_lm
 from arch.surgery.calibration import draw_rows, open_shards
 from arch.surgery.measure import mean_loss
 

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from arch.accounting import count_parameters
 from arch.pangu_pi import PanguPiConfig
+from arch.pangu_pi.accounting import count_parameters
 from arch.surgery.errors import SurgeryError
 from arch.surgery.groups import unit_sets
 from arch.surgery.masks import gated

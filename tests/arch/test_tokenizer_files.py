@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from arch.finding import find_tokenizer, gguf_file
-from arch.outside_files import read_json
-from arch.tokenizer_files import (
+from common.find_model import find_tokenizer, gguf_file
+from common.tokenizer_files import (
     TokenizerFilesError,
     copy_tokenizer_files,
     holds_tokenizer,
     special_names,
     without_automatic_tokens,
 )
+from common.untrusted_files import read_json
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 PIECES = {"<|end|>": 0, "<s>": 1, "</s>": 2, "a": 3}

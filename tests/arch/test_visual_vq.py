@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from arch.config_file import ModelConfigError
-from arch.visual.configuration import VisualTokenizerConfig, load_visual_config
-from arch.visual.perceptual import PerceptualDistance
-from arch.visual.vq_model import VqModel
-from arch.visual.vqgan import Vqgan, read_vqgan_weights
+from arch.vq.configuration import VisualTokenizerConfig, load_visual_config
+from arch.vq.perceptual import PerceptualDistance
+from arch.vq.vq_model import VqModel
+from arch.vq.vqgan import Vqgan, read_vqgan_weights
+from common.config_file import ModelConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"image_size": 16, "grid": 4, "stem": 2, "width": 8, "blocks": 1, "codes": 12, "code_dim": 4, "levels": (3, 4)}

@@ -14,8 +14,8 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from arch.accounting import count_flops
-from arch.model_config import load_model_config
+from arch.pangu_pi.accounting import count_flops
+from arch.pangu_pi.load_config import load_model_config
 from common.token_shards import Meta, ShardMeta
 from eval.__main__ import main
 from eval.grid.grid import cells, planned_steps

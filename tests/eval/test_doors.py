@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 from transformers import LlamaForCausalLM
 
 from arch.__main__ import export
-from arch.loading import load_causal_lm
+from arch.pangu_pi.load_weights import load_causal_lm
 from pretrain.tasks import LanguageModelTask
 from pretrain.teacher import Teacher
 from tests.arch.surgery_cases import write_map, write_shards
@@ -204,8 +204,8 @@ def test_training_runs_none_either(place: dict[str, Path], tmp_path: Path) -> No
 def test_our_export_opens_without_the_code_beside_it(place: dict[str, Path], tmp_path: Path) -> None:
     """And what is exported again carries this package's files, not the folder's."""
     from arch.__main__ import main
-    from arch.export import MODELING_FILES
     from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+    from arch.pangu_pi.export import MODELING_FILES
     from eval.models import load_model
 
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

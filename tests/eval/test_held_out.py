@@ -12,7 +12,7 @@ import yaml
 
 from arch.__main__ import export
 from arch.__main__ import main as arch_command
-from arch.loading import load_causal_lm
+from arch.pangu_pi.load_weights import load_causal_lm
 from eval.__main__ import main
 from eval.commands import HeldOutOptions
 from eval.language.held_out import HeldOutError, continuation_items, find_documents, make_tasks

@@ -139,8 +139,8 @@ def test_tokens_to_reach_interpolates():
 def test_the_shipped_ladders_are_at_one_budget_and_read_their_own_shards():
     from pathlib import Path
 
-    from arch.accounting import count_parameters
-    from arch.model_config import load_model_config
+    from arch.pangu_pi.accounting import count_parameters
+    from arch.pangu_pi.load_config import load_model_config
 
     for path in sorted((Path(__file__).parents[2] / "configs" / "ladder").glob("*.yaml")):
         content = yaml.safe_load(path.read_text())

@@ -5,8 +5,8 @@ import sys
 import pytest
 import yaml
 
-from arch.accounting import count_parameters
-from arch.model_config import load_model_config
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.load_config import load_model_config
 from eval.__main__ import main
 from eval.grid.grid import GridError, read_grid
 from eval.studies.shapes import FFN_MULTIPLE, Shapes, find_shapes

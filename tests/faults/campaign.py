@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arch.finding import newest_checkpoints
+from common.find_model import newest_checkpoints
 from tests.faults.injuries import INJURIES, LIMIT, PLANTED, Place, mount
 from tests.faults.job import Job
 from tests.pretrain.conftest import rows

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from arch.finding import newest_checkpoints
+from common.find_model import newest_checkpoints
 from pretrain.status_report import read
 from tests.faults.job import Job, wait_until
 

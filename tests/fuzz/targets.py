@@ -174,8 +174,8 @@ def _write_patches(folder: Path) -> None:
 def _write_vq(folder: Path) -> None:
     import torch
 
-    from arch.visual.configuration import VisualTokenizerConfig
-    from arch.visual.vq_model import VqModel
+    from arch.vq.configuration import VisualTokenizerConfig
+    from arch.vq.vq_model import VqModel
     from tokenizer.visual.network import NetworkTokenizer
 
     torch.manual_seed(0)
@@ -267,8 +267,8 @@ def _write_model_config(folder: Path) -> None:
 
 
 def _read_model_config(folder: Path) -> None:
-    from arch.accounting import count_parameters
-    from arch.model_config import load_model_config
+    from arch.pangu_pi.accounting import count_parameters
+    from arch.pangu_pi.load_config import load_model_config
 
     for file in ("shape.yaml", "config.json"):
         assert count_parameters(load_model_config(folder / file)).total > 0
@@ -304,8 +304,8 @@ def _read_record(folder: Path) -> None:
 
 def targets() -> list[Target]:
     """All of them; the errors' classes are imported here, so that a test can count examples without them."""
-    from arch.config_file import ModelConfigError
     from arch.surgery.errors import CalibrationError, SurgeryError
+    from common.config_file import ModelConfigError
     from data_pipeline.errors import DataError
     from eval.grid.grid import GridError
     from eval.report.run_record import RunNotFoundError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from arch.packed_attention import PACKED_CPU, PACKED_FLEX, TORCH_VARLEN, packed_block_mask
+from arch.pangu_pi.packed_attention import PACKED_CPU, PACKED_FLEX, TORCH_VARLEN, packed_block_mask
 from data_pipeline.document_bounds import document_bounds
 from pretrain.attention import built_with, last_hidden
 from pretrain.attention_checks import check_document_isolation

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from arch.packed_attention import PACKED_CPU, PACKED_FLEX, TORCH_VARLEN
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi.packed_attention import PACKED_CPU, PACKED_FLEX, TORCH_VARLEN
 from data_pipeline.document_bounds import document_bounds
 from pretrain import attention
 from pretrain.attention import built_with, choose, decide, last_hidden

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from arch.packed_attention import PACKED_CPU, TORCH_VARLEN
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi.packed_attention import PACKED_CPU, TORCH_VARLEN
 from data_pipeline.document_bounds import document_bounds
 from pretrain.attention import built_with, last_hidden
 from pretrain.compilation import blocks_of, compile_blocks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arch.finding import newest_checkpoints
+from common.find_model import newest_checkpoints
 from data_pipeline.__main__ import main as data_pipeline
 from data_pipeline.errors import ShardError
 from pretrain import checkpoint

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from arch.accounting import count_parameters
-from arch.model_config import load_model_config
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.load_config import load_model_config
 from pretrain import __main__ as front_door
 from pretrain.budget import BudgetConfig, Run, make_budget, parse_count
 from pretrain.budget_report import run as report

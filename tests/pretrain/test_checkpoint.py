@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from arch.finding import newest_checkpoints
+from common.find_model import newest_checkpoints
 from pretrain import checkpoint
 from pretrain.checkpoint import Checkpoints, check_files
 from pretrain.command_line import parse

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi.load_config import load_model_config
 from pretrain import checkpoint, trainer
 from pretrain.engine import Engine
 from pretrain.trainer import Outcome

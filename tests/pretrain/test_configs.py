@@ -11,8 +11,8 @@ import pytest
 import yaml
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from arch.accounting import count_parameters
-from arch.model_config import load_model_config
+from arch.pangu_pi.accounting import count_parameters
+from arch.pangu_pi.load_config import load_model_config
 from pretrain import engine, precision, tasks
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError

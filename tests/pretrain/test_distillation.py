@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from arch.accounting import count_flops
-from arch.loading import WeightsError
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from arch.pangu_pi.accounting import count_flops
+from arch.pangu_pi.load_weights import WeightsError
 from pretrain.command_line import parse
 from pretrain.distillation import Distillation, DistillationConfig, divergence
 from pretrain.errors import CheckpointError, ConfigurationError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from arch.loading import load_causal_lm
+from arch.pangu_pi.load_weights import load_causal_lm
 from data_pipeline.__main__ import main as data_pipeline_main
 from pretrain.command_line import parse
 from pretrain.config import OptimizerConfig

@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
-from arch.finding import newest_checkpoints
+from common.find_model import newest_checkpoints
 from data_pipeline.order import Order
 from data_pipeline.replay import ReplayConfig, replay
 from data_pipeline.round_order import RoundsOrder, Selection, selection_path

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from arch.accounting import count_flops
-from arch.model_config import load_model_config
 from arch.pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi.accounting import count_flops
+from arch.pangu_pi.load_config import load_model_config
 from pretrain.config import OptimizerConfig
 from pretrain.newton_schulz import COEFFICIENTS, MARGIN, orthogonalisation_flops, orthogonalise, product_type
 from pretrain.optimizer import parameter_groups

@@ -8,8 +8,8 @@ from arch.clip4str.model import Clip4Str
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 from arch.parseq.configuration import ParseqConfig
 from arch.parseq.model import Parseq
-from arch.visual.configuration import VisualTokenizerConfig
-from arch.visual.vq_model import VqModel
+from arch.vq.configuration import VisualTokenizerConfig
+from arch.vq.vq_model import VqModel
 from pretrain.config import OptimizerConfig
 from pretrain.optimizer import build_optimizer, parameter_groups
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from arch.__main__ import main as arch_main
-from arch.loading import load_causal_lm
-from arch.visual.factorised_embedding import FactorisedEmbedding
+from arch.delvm.factorised_embedding import FactorisedEmbedding
+from arch.pangu_pi.load_weights import load_causal_lm
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.schedule import ScheduleConfig

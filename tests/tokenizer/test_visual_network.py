@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from arch.visual.configuration import VisualTokenizerConfig
-from arch.visual.vq_model import VqModel
+from arch.vq.configuration import VisualTokenizerConfig
+from arch.vq.vq_model import VqModel
 from tests.tokenizer.image_cases import draw_images
 from tokenizer.visual.base import VISUAL_FILE, VisualTokenizerError
 from tokenizer.visual.load import load_visual_tokenizer

@@ -2,7 +2,7 @@
 
 base.py            VisualTokenizer: what every kind offers; its two files, its hash
 patches.py         a k-means codebook of pixel patches: no network, decode is a table look-up
-network.py         the networks of arch.visual: vq, fsq and the VQGAN of the paper
+network.py         the networks of arch.vq: vq, fsq and the VQGAN of the paper
 load.py            load_visual_tokenizer: opens any of them, and run directories
 reconstruction.py  PSNR, SSIM and how many codes are used
 commands.py        what the commands take and do; comparison.py draws originals beside reconstructions

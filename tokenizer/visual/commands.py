@@ -180,7 +180,7 @@ def import_vqgan(config: VisualImportConfig) -> Report:
     Raises:
         ModelConfigError: the file is missing, damaged or of another network, or diffusers is not installed.
     """
-    from arch.visual.vqgan import read_vqgan_weights
+    from arch.vq.vqgan import read_vqgan_weights
     from tokenizer.visual.network import NetworkTokenizer
 
     tokenizer = NetworkTokenizer(read_vqgan_weights(config.weights))

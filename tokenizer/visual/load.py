@@ -9,8 +9,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from arch.finding import newest_checkpoints
-from arch.outside_files import read_json
+from common.find_model import newest_checkpoints
+from common.untrusted_files import read_json
 from tokenizer.visual.base import VISUAL_FILE, WEIGHTS_FILE, VisualTokenizer, VisualTokenizerError
 
 MAX_DESCRIPTION_BYTES = 2**20

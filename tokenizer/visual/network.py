@@ -1,4 +1,4 @@
-"""Tokenizers that are networks of arch.visual: vq and fsq (trained here), and the VQGAN of the paper.
+"""Tokenizers that are networks of arch.vq: vq and fsq (trained here), and the VQGAN of the paper.
 
 Images pass the network `CHUNK` at a time, the last ones filled up, because convolutions of another batch size may round
 in another way: so an image's ids do not depend on what it is encoded together with. Another processor may still round
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arch.visual.configuration import VisualTokenizerConfig, visual_config
-from arch.visual.vq_model import VqModel
+from arch.vq.configuration import VisualTokenizerConfig, visual_config
+from arch.vq.vq_model import VqModel
 from tokenizer.visual.base import VisualTokenizer
 
 if TYPE_CHECKING:
-    from arch.visual.vqgan import Vqgan
+    from arch.vq.vqgan import Vqgan
 
 CHUNK = 16
 """Images of a forward pass."""
@@ -53,7 +53,7 @@ class NetworkTokenizer(VisualTokenizer):
             ValueError, RuntimeError: description and weights do not fit together.
         """
         if description["kind"] == "vqgan":
-            from arch.visual.vqgan import Vqgan
+            from arch.vq.vqgan import Vqgan
 
             network: VqModel | Vqgan = Vqgan()
         else:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arch.config_file import ModelConfigError
+from common.config_file import ModelConfigError
 
 TAPS = (1, 3, 6, 13)
 """Layers of MobileNetV2's `features` that are compared: strides 2, 4, 8 and 16."""

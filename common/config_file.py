@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .outside_files import read_json, read_yaml
+from common.untrusted_files import read_json, read_yaml
 
 Config = TypeVar("Config")
 

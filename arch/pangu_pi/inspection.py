@@ -1,7 +1,7 @@
 """The table of `python -m arch inspect`: where the parameters are, what a token costs, what each addition adds."""
 
-from .accounting import count_flops, count_parameters
-from .pangu_pi import PanguPiConfig
+from arch.pangu_pi import PanguPiConfig
+from arch.pangu_pi.accounting import count_flops, count_parameters
 
 GIB = 1024**3
 TRAINING_BYTES = 16  # per parameter: float32 weight, gradient and Adam's two moments

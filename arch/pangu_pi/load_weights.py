@@ -8,10 +8,10 @@ import transformers
 from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
-from .finding import gguf_file
-from .model_config import from_transformers, load_model_config
-from .outside_files import is_plain_name, read_json
-from .pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi.load_config import from_transformers, load_model_config
+from common.find_model import gguf_file
+from common.untrusted_files import is_plain_name, read_json
 
 
 class WeightsError(ValueError):

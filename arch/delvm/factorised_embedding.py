@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi import PanguPiForCausalLM
 
 CODEBOOK, PROJECTION = "codebook", "projection.weight"
 TABLE_TOLERANCE = 1e-3

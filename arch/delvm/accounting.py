@@ -1,12 +1,12 @@
 """What a visual-sentence model costs, by arithmetic: trainable and exported parameters, FLOPs to make one image.
 
-The conventions are those of `arch.accounting` (a multiply-add is two FLOPs, look-ups are free); see each function.
+The conventions are those of `arch.pangu_pi.accounting` (a multiply-add is two FLOPs, look-ups are free); see each function.
 """
 
 from __future__ import annotations
 
-from ..accounting import count_flops, count_parameters
-from ..pangu_pi import PanguPiConfig
+from arch.pangu_pi import PanguPiConfig
+from arch.pangu_pi.accounting import count_flops, count_parameters
 
 
 def trainable_parameters(config: PanguPiConfig, code_features: int) -> int:

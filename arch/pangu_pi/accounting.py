@@ -8,7 +8,7 @@ plain activation are left out, as usual. Training costs three forward passes (ba
 
 from dataclasses import dataclass
 
-from .pangu_pi import PanguPiConfig
+from arch.pangu_pi import PanguPiConfig
 
 ACTIVATION_FLOPS = 4  # of one element of SiLU: exponential, addition, division, multiplication
 

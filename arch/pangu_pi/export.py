@@ -19,16 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from . import pangu_pi
-from .outside_files import read_json
-from .pangu_pi import PanguPiConfig, PanguPiForCausalLM
-from .tokenizer_files import (
+from arch import pangu_pi
+from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from common.tokenizer_files import (
     CODE_FIELDS,
     TOKENIZER_FILES,
     VISUAL_TOKENIZER,
     copy_tokenizer_files,
     copy_visual_tokenizer,
 )
+from common.untrusted_files import read_json
 
 VISUAL_DIRECTORY = "tokenizer"  # of an export, where a tokenizer of images lies
 SAMPLE_SHAPE = (2, 32)  # rows and tokens that the original and the reloaded model are compared on

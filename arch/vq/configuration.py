@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from arch.config_file import ModelConfigError, check_names, read_fields
+from common.config_file import ModelConfigError, check_names, read_fields
 
 LARGEST = 2**20
 """Any size, and the number of codes: a description beside weights from elsewhere is believed no further."""

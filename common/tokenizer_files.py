@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .outside_files import read_json
+from common.untrusted_files import read_json
 
 VISUAL_TOKENIZER = "visual_tokenizer.json"
 """What the folder of a tokenizer of images holds (the room `tokenizer` writes it, beside weights of its own)."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .config_file import ModelConfigError, check_names, read_fields
-from .pangu_pi import PanguPiConfig
-from .tokenizer_files import CODE_FIELDS
+from arch.pangu_pi import PanguPiConfig
+from common.config_file import ModelConfigError, check_names, read_fields
+from common.tokenizer_files import CODE_FIELDS
 
 # What LLaMA configurations also accept, besides the dataclass fields.
 EXTRA_FIELDS = frozenset({"rope_theta", "rope_scaling", "attn_implementation"})

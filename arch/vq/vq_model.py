@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ, VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import kmeans
 
-from arch.visual.configuration import VisualTokenizerConfig
+from arch.vq.configuration import VisualTokenizerConfig
 
 
 class Reconstructed(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..pangu_pi import PanguPiForCausalLM
+from arch.pangu_pi import PanguPiForCausalLM
 
 OUTER_STD, INNER_STD, RELEASED_DOWN_STD = 0.0052, 0.006, 0.0015
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from arch.config_file import ModelConfigError
+from common.config_file import ModelConfigError
 
 CHANNELS = (128, 256, 256, 512, 768)
 """hidden_channels 128 times channel_mult (1, 2, 2, 4, 6)."""

@@ -5,7 +5,7 @@
     flex        # . .    # = some, O = all     which blocks of 128 x 128 a block of queries reads, and a rule that
                 # # .                          tells the pairs inside of a block that is read in part
                 . O #
-    cpu         0 3 5 6 10                     begins: a call of the kernel for each (arch/document_attention.py)
+    cpu         0 3 5 6 10                     begins: a call of the kernel for each (arch/pangu_pi/document_attention.py)
     sdpa        [B, 1, S, S]                   a dense mask, if a row holds several documents; otherwise none
 
 `packed_arguments` gives what `PanguPiModel` is called with, so that neither the model nor transformers has to look at
@@ -36,7 +36,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
-from arch.document_attention import document_attention
+from arch.pangu_pi.document_attention import document_attention
 
 TORCH_VARLEN = "torch_varlen"
 """`torch.nn.attention.varlen`, where this torch has it."""

@@ -6,7 +6,7 @@ Imports neither torch nor transformers, so that commands can complain about a pa
 import re
 from pathlib import Path
 
-from .tokenizer_files import VISUAL_TOKENIZER, holds_tokenizer
+from common.tokenizer_files import VISUAL_TOKENIZER, holds_tokenizer
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Files that hold weights in transformers' format."""
@@ -65,7 +65,7 @@ def gguf_file(path: Path) -> Path | None:
         return None
     files = sorted(file for file in path.rglob("*.gguf") if not file.name.startswith("."))
     if len(files) > 1:
-        from .model_config import ModelConfigError
+        from arch.pangu_pi.load_config import ModelConfigError
 
         raise ModelConfigError(f"{path}: holds {len(files)} GGUF files; name one of them")
     return files[0] if files else None
