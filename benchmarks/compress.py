@@ -29,14 +29,14 @@ from measure import finish, table, take_turns
 
 from data_pipeline.demo.text import SampleConfig, sample
 from data_pipeline.shards.executors import quiet
-from tokenizer.broken_text import TextCheck
-from tokenizer.compress import compress, count_corpus
-from tokenizer.compress_config import CompressConfig
-from tokenizer.counting import PART_BYTES, count_texts
-from tokenizer.documents import list_files, read_documents
+from tokenizer.compression.compress import compress, count_corpus
+from tokenizer.compression.compress_config import CompressConfig
+from tokenizer.compression.counting import PART_BYTES, count_texts
+from tokenizer.compression.sliceable import SliceableTokenizer, open_sliceable
 from tokenizer.fingerprint import tokenizer_hash
+from tokenizer.inputs.broken_text import TextCheck
+from tokenizer.inputs.documents import list_files, read_documents
 from tokenizer.load import load_tokenizer
-from tokenizer.sliceable import SliceableTokenizer, open_sliceable
 from tokenizer.train import TrainConfig, train_tokenizer
 
 TURNS = 3

@@ -26,7 +26,7 @@ from data_pipeline.demo.text import SampleConfig, sample
 from data_pipeline.shards.executors import quiet
 from data_pipeline.shards.prepare import prepare
 from data_pipeline.shards.prepare_config import PrepareConfig
-from tokenizer.documents import read_documents
+from tokenizer.inputs.documents import read_documents
 from tokenizer.train import TrainConfig, train_tokenizer
 
 BATCH = 1000

@@ -9,7 +9,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from common.caches import use_writable_caches
-from tokenizer.command_line import Parser, add_config_arguments, end_interrupted, make_config
+from common.command_line import Parser, add_config_arguments, end_interrupted, make_config
 
 
 def prepare_command(config: Any) -> None:

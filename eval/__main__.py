@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 from common.caches import use_writable_caches
+from common.command_line import Parser, add_config_arguments, end_interrupted
 from eval import commands
 from pretrain.interruption import terminable
-from tokenizer.command_line import Parser, add_config_arguments, end_interrupted
 
 # command -> (its options, the module whose `run(options)` does it); modules are imported only when needed.
 COMMANDS: dict[str, tuple[type, str]] = {

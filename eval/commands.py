@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tokenizer.broken_text import BrokenText
+from tokenizer.inputs.broken_text import BrokenText
 
 
 def at_least(options: object, smallest: int, *names: str) -> None:

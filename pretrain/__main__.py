@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentError, ArgumentParser
 
 from common.caches import use_writable_caches
+from common.command_line import Parser, add_config_arguments, build_config, end_interrupted, make_config
 from data_pipeline.errors import DataError
 from pretrain import quickstart, quickstart_ocr, quickstart_vision, status_report
 from pretrain.accelerator_presence import tell_deepspeed
@@ -19,7 +20,6 @@ from pretrain.interruption import terminable
 from pretrain.library_warnings import silence_library_warnings
 from pretrain.pipeline import StepFailed
 from pretrain.walkthrough import Walkthrough
-from tokenizer.command_line import Parser, add_config_arguments, build_config, end_interrupted, make_config
 
 STATUS = "status"
 

@@ -75,7 +75,7 @@ def main() -> int:
     from data_pipeline.errors import DataError
     from data_pipeline.worker_signals import STOP_SIGNALS
     from pretrain.trainer import Outcome, train
-    from tokenizer.images import ImageError
+    from tokenizer.inputs.images import ImageError
     from tokenizer.load import TokenizerLoadError
 
     try:

@@ -14,8 +14,8 @@ from data_pipeline.shards.prepare_config import PrepareConfig
 from data_pipeline.shards.read_part import RejectLog, read_unit
 from eval.language.held_out import find_documents
 from tests.tokenizer.file_cases import CASES, FOLDERS, LINES, RECORDS, REFUSED, TEXTS
-from tokenizer.broken_text import BrokenText, InvalidDocumentError, TextCheck, mend
-from tokenizer.corpus import corpus_texts
+from tokenizer.inputs.broken_text import BrokenText, InvalidDocumentError, TextCheck, mend
+from tokenizer.inputs.corpus import corpus_texts
 
 HALF = b'{"text": "cut in two: \\ud83d and on"}\n'
 BYTE = b'{"text": "caf\xe9 and on"}\n'
@@ -161,7 +161,7 @@ def test_what_is_not_used_is_shown(tmp_path: Path, capsys) -> None:
 
 
 def test_ids_of_zero_are_ids(tmp_path: Path) -> None:
-    from tokenizer.documents import read_documents
+    from tokenizer.inputs.documents import read_documents
 
     rows = [{"id": 0, "text": "a"}, {"id": 1, "text": "b"}, {"id": None, "text": "c"}, {"text": "d"}]
     (tmp_path / "zero.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from jsonargparse import ArgumentParser
 
 from common.caches import use_writable_caches
-from tokenizer.command_line import Parser, add_config_arguments, end_interrupted, make_config
-from tokenizer.compress import compress
-from tokenizer.compress_config import CompressConfig
+from common.command_line import Parser, add_config_arguments, end_interrupted, make_config
+from tokenizer.compression.compress import compress
+from tokenizer.compression.compress_config import CompressConfig
 from tokenizer.inspection import InspectConfig, inspect_tokenizer
 from tokenizer.train import TrainConfig, train_tokenizer
 from tokenizer.visual import commands as visual

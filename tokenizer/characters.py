@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenizer.text_streams import open_lines
+from common.text_streams import open_lines
 
 CHARSETS = {
     "36": string.digits + string.ascii_lowercase,

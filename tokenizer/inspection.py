@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizer.broken_text import BrokenText, TextCheck
 from tokenizer.convert import SPACE
-from tokenizer.corpus import corpus_texts
 from tokenizer.fingerprint import tokenizer_hash
+from tokenizer.inputs.broken_text import BrokenText, TextCheck
+from tokenizer.inputs.corpus import corpus_texts
+from tokenizer.inputs.sampling import sample_texts
 from tokenizer.inspection_plot import plot_coverage
 from tokenizer.load import load_tokenizer
-from tokenizer.sampling import sample_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -23,11 +23,11 @@ from typing import Literal
 
 import sentencepiece
 
-from tokenizer.broken_text import BrokenText, TextCheck
 from tokenizer.convert import ESCAPES, LOSSLESS, to_backend, write_tokenizer
-from tokenizer.corpus import corpus_texts
+from tokenizer.inputs.broken_text import BrokenText, TextCheck
+from tokenizer.inputs.corpus import corpus_texts
+from tokenizer.inputs.sampling import Sample, sample_texts
 from tokenizer.model_proto import NORMAL, parse_model
-from tokenizer.sampling import Sample, sample_texts
 from tokenizer.symbols import SPECIAL_TOKENS, check_symbols, check_whole
 
 LINE_BYTES = 4096

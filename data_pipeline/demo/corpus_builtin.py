@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from unicodedata import category
 
-from tokenizer.documents import Document
+from tokenizer.inputs.documents import Document
 
 LICENSES = {
     "world-english-bible": "public domain",

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from data_pipeline.demo.keyed_split import keyed_hash
 from data_pipeline.demo.photographs_builtin import builtin_photographs
 from data_pipeline.errors import SourceError
-from tokenizer.image_stores import ImageStore, open_images
-from tokenizer.images import decode_image
+from tokenizer.inputs.image_stores import ImageStore, open_images
+from tokenizer.inputs.images import decode_image
 
 RECORD = "images.json"
 SPLITS = ("train", "valid")

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from data_pipeline.demo.corpus_builtin import LICENSES, builtin_documents
 from data_pipeline.demo.keyed_split import is_held_out
-from tokenizer.broken_text import BrokenText, InvalidDocumentError, TextCheck
-from tokenizer.documents import (
+from tokenizer.inputs.broken_text import BrokenText, InvalidDocumentError, TextCheck
+from tokenizer.inputs.documents import (
     Document,
     OnInvalid,
     document_from_fields,

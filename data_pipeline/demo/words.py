@@ -14,8 +14,8 @@ from data_pipeline.demo.keyed_split import is_held_out
 from data_pipeline.errors import SourceError
 from data_pipeline.words.labels import LabelRules
 from data_pipeline.words.lists import read_words
-from tokenizer.broken_text import BrokenText
 from tokenizer.characters import read_charset
+from tokenizer.inputs.broken_text import BrokenText
 
 
 @dataclass(frozen=True)

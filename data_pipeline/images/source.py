@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_pipeline.errors import SourceError
 from data_pipeline.source import DocumentSpan, Sample
-from tokenizer.image_stores import ImageStore, open_images, sizes_hash, square_pixels
+from tokenizer.inputs.image_stores import ImageStore, open_images, sizes_hash, square_pixels
 
 SMALLEST_CROP = 0.5
 """Side of the smallest random crop, as a share of the image's short side (spec delvm.md, section 9.4)."""

@@ -4,7 +4,7 @@
     folder    image files, sorted by name; or one folder per column, in which files of one stem are one row
 
 A folder of folders or of Parquet files is all of them, after the images that lie beside them. Which files count is said
-in tokenizer/folder_files.py.
+in common/folder_files.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from common.folder_files import FolderFiles, UnusedFilesError, check_link, find_files, readable
 from data_pipeline.errors import PairsError
-from tokenizer.folder_files import FolderFiles, UnusedFilesError, check_link, find_files, readable
-from tokenizer.image_stores import SUFFIXES
-from tokenizer.images import ImageError, decode_image
+from tokenizer.inputs.image_stores import SUFFIXES
+from tokenizer.inputs.images import ImageError, decode_image
 
 
 class ImageTable(Protocol):

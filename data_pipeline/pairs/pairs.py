@@ -36,7 +36,7 @@ from data_pipeline.pairs.tasks import (
     mask_colours,
     render_masks,
 )
-from tokenizer.images import decode_class_indices
+from tokenizer.inputs.images import decode_class_indices
 
 VIEWS = {"centre": 1, "six_crop": 6}
 WEATHER, COLOURS, WINDOW = 0, 1, 2
@@ -99,7 +99,7 @@ class PairsConfig:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PairsConfig:
         """What `dataclasses.asdict` gave, as it lies in meta.json under inputs.pairs."""
-        from tokenizer.command_line import build_config
+        from common.command_line import build_config
 
         return build_config(cls, content)
 

@@ -23,10 +23,10 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 from datatrove.utils.stats import PipelineStats
 
+from common.processes import WorkerContext, available_cores, end_with_parent
 from data_pipeline.errors import PrepareError
 from data_pipeline.shards.prepare_config import PrepareConfig
 from data_pipeline.shards.workspace import Workspace
-from tokenizer.processes import WorkerContext, available_cores, end_with_parent
 
 
 class LocalExecutor(LocalPipelineExecutor):

@@ -23,7 +23,7 @@ from data_pipeline.shards.parts import Plan, Unit, content_hash, cut, group, par
 from data_pipeline.shards.prepare_config import PrepareConfig
 from data_pipeline.shards.read_part import RejectLog
 from data_pipeline.shards.workspace import Workspace
-from tokenizer.images import ImageError
+from tokenizer.inputs.images import ImageError
 
 REASONS = {NoMasksError: "masks", PairError: "pair", ImageError: "image"}
 """Why a row cannot be used: error -> kind of reject."""

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
+from common.folder_files import readable
+from common.text_streams import compression_of, damage_named, kind_of
 from common.token_shards import write_json_atomically
 from data_pipeline.errors import PrepareError
 from data_pipeline.shards.prepare_config import PrepareConfig
-from tokenizer.documents import LINES, columns_for, list_files, looks_local
-from tokenizer.folder_files import readable
-from tokenizer.text_streams import compression_of, damage_named, kind_of
+from tokenizer.inputs.documents import LINES, columns_for, list_files, looks_local
 
 SMALLEST_PART, LARGEST_PART, PARTS = 4 * 2**20, 256 * 2**20, 64
 FINGERPRINT_BYTES = 2**20

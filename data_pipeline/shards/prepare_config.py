@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from data_pipeline.errors import PrepareError
 from data_pipeline.pairs.pairs import PairsConfig
-from tokenizer.broken_text import BrokenText
+from tokenizer.inputs.broken_text import BrokenText
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from typing import Any, BinaryIO
 from datatrove.data import Document as PipelineDocument
 from datatrove.pipeline.base import PipelineStep
 
+from common.folder_files import readable
+from common.text_streams import check_plain, damage_named, text_lines, unmarked
 from common.token_shards import Rejected, RejectExample
 from data_pipeline.shards.parts import Plan, Unit, is_compressed, open_dataset
 from data_pipeline.shards.workspace import Workspace
-from tokenizer.broken_text import BrokenText, InvalidDocumentError, mend
-from tokenizer.documents import (
+from tokenizer.inputs.broken_text import BrokenText, InvalidDocumentError, mend
+from tokenizer.inputs.documents import (
     Document,
     OnInvalid,
     columns_for,
@@ -29,8 +31,6 @@ from tokenizer.documents import (
     read_jsonl,
     read_parquet,
 )
-from tokenizer.folder_files import readable
-from tokenizer.text_streams import check_plain, damage_named, text_lines, unmarked
 
 EXAMPLES_PER_REASON = 3
 EXCERPT_CHARACTERS = 80

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from common.processes import WorkerContext, available_cores, end_with_parent
 from common.token_shards import (
     INDEX_DTYPE,
     META_FILE,
@@ -30,6 +31,7 @@ from common.token_shards import (
     token_bytes_for,
     write_json_atomically,
 )
+from common.vocabulary_map import VocabularyMap
 from data_pipeline.errors import RemapError
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.shards.remap_ids import Mode, Remapper, choose_mode
@@ -37,8 +39,6 @@ from data_pipeline.shards.text import copy_tokenizer
 from data_pipeline.shards.workspace import Workspace
 from data_pipeline.shards.write_shard import ShardWriter, full_disk_named
 from tokenizer.document_tokens import document_tokens
-from tokenizer.processes import WorkerContext, available_cores, end_with_parent
-from tokenizer.vocabulary_map import VocabularyMap
 
 WORKSPACE = ".remap"
 BATCH_TOKENS = 2**18
@@ -97,9 +97,9 @@ def remap(config: RemapConfig) -> RemapReport:
         RemapError: shards and map are of different tokenizers, the result would not be exact, or the output holds
             something else.
     """
+    from tokenizer.compression.sliceable import open_sliceable
     from tokenizer.fingerprint import tokenizer_hash
     from tokenizer.load import load_tokenizer
-    from tokenizer.sliceable import open_sliceable
 
     source, output = Path(config.input), Path(config.output)
     before = Meta.load(source)

@@ -3,7 +3,7 @@
 Where a table suffices, and why. BPE merges the best pair of neighbours until none is left, so
 
   * a document that the donor spells in kept pieces only is spelt alike by the smaller one, if every kept piece has its
-    merge ancestors (tokenizer/derivation.py): every merge of the donor's run is still there and still the best;
+    merge ancestors (tokenizer/compression/derivation.py): every merge of the donor's run is still there and still the best;
   * a sequence of pieces is what BPE makes of its text if and only if every two neighbours are what it makes of theirs:
     the first merge across a border would happen between the two neighbours alone as well.
 
@@ -28,10 +28,10 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 
-from tokenizer.derivation import Derivations
+from common.vocabulary_map import VocabularyMap
+from tokenizer.compression.derivation import Derivations
+from tokenizer.compression.sliceable import SliceableTokenizer
 from tokenizer.encoder import open_encoder
-from tokenizer.sliceable import SliceableTokenizer
-from tokenizer.vocabulary_map import VocabularyMap
 
 Mode = Literal["stretches", "documents", "text"]
 CACHED_STRETCHES = 2**18

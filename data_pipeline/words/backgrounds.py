@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from data_pipeline.errors import SourceError
-from tokenizer.image_stores import open_images
-from tokenizer.images import decode_image
+from tokenizer.inputs.image_stores import open_images
+from tokenizer.inputs.images import decode_image
 
 SMALLEST = 64
 

@@ -18,11 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.folder_files import check_link, readable
+from common.text_streams import open_lines
 from data_pipeline.errors import SourceError
-from tokenizer.broken_text import explain_broken
-from tokenizer.folder_files import check_link, readable
-from tokenizer.image_stores import SUFFIXES
-from tokenizer.text_streams import open_lines
+from tokenizer.inputs.broken_text import explain_broken
+from tokenizer.inputs.image_stores import SUFFIXES
 
 LABEL_FILES = ("labels.txt", "gt.txt", "labels.tsv", "labels.csv")
 """In any case; the first of these that is there."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.folder_files import check_link, readable
+from common.text_streams import kind_of, open_lines
 from data_pipeline.errors import SourceError
 from data_pipeline.words.labels import LabelReport, LabelRules
-from tokenizer.broken_text import BrokenText, InvalidDocumentError, TextCheck, explain_broken, mend
-from tokenizer.documents import list_files, read_documents
-from tokenizer.folder_files import check_link, readable
-from tokenizer.text_streams import kind_of, open_lines
+from tokenizer.inputs.broken_text import BrokenText, InvalidDocumentError, TextCheck, explain_broken, mend
+from tokenizer.inputs.documents import list_files, read_documents
 
 LISTS = (".txt", ".text", ".tsv")
 MAX_LIST_BYTES = 2**30

@@ -22,7 +22,7 @@ from data_pipeline.words.augment import augment_word, timm_operations
 from data_pipeline.words.labels import LabelRules, clean_labels
 from data_pipeline.words.stores import WordStore, content_hash, open_words
 from tokenizer.characters import CharacterTokenizer
-from tokenizer.images import ImageError, decode_image
+from tokenizer.inputs.images import ImageError, decode_image
 
 
 class WordSource:

@@ -20,12 +20,12 @@ from typing import Protocol
 import lmdb
 import pyarrow.parquet as pq
 
+from common.folder_files import EXAMPLES, check_link, find_files, readable, tell
 from data_pipeline.errors import SourceError
 from data_pipeline.words.label_files import LABEL_FILES, find_label_file, read_label_file
-from tokenizer.broken_text import explain_broken
-from tokenizer.documents import plain_value
-from tokenizer.folder_files import EXAMPLES, check_link, find_files, readable, tell
-from tokenizer.image_stores import SUFFIXES, ConcatenatedImages, FileImages, ImageStore, ParquetImages
+from tokenizer.inputs.broken_text import explain_broken
+from tokenizer.inputs.documents import plain_value
+from tokenizer.inputs.image_stores import SUFFIXES, ConcatenatedImages, FileImages, ImageStore, ParquetImages
 
 
 class WordStore(ImageStore, Protocol):

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from common.processes import WorkerContext, available_cores, end_with_parent
 from data_pipeline.errors import SourceError
 from data_pipeline.source import DocumentSpan, Sample
 from data_pipeline.words.backgrounds import read_photographs
@@ -30,9 +31,8 @@ from data_pipeline.words.lists import read_words
 from data_pipeline.words.render import Look, render_word
 from data_pipeline.words.source import to_array
 from data_pipeline.words.stores import LmdbWriter
-from tokenizer.broken_text import BrokenText
 from tokenizer.characters import CharacterTokenizer, read_charset
-from tokenizer.processes import WorkerContext, available_cores, end_with_parent
+from tokenizer.inputs.broken_text import BrokenText
 
 CHUNK = 256
 """Words that a worker draws at a time."""

@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
+from common.folder_files import find_files
 from eval.commands import HeldOutOptions
 from eval.language.text_files import read_texts
-from tokenizer.broken_text import BrokenText
-from tokenizer.documents import SUFFIXES
-from tokenizer.folder_files import find_files
+from tokenizer.inputs.broken_text import BrokenText
+from tokenizer.inputs.documents import SUFFIXES
 
 CHOICES = 4
 # Characters of passage and continuation; a Chinese character carries about what three Latin letters do.

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizer.broken_text import BrokenText, TextCheck, explain_broken
-from tokenizer.documents import KINDS, SUFFIXES, TEXTS, read_documents
-from tokenizer.json_text import JsonError, parse_json
-from tokenizer.text_streams import kind_of, open_lines
+from common.json_text import JsonError, parse_json
+from common.text_streams import kind_of, open_lines
+from tokenizer.inputs.broken_text import BrokenText, TextCheck, explain_broken
+from tokenizer.inputs.documents import KINDS, SUFFIXES, TEXTS, read_documents
 
 
 class TextFileError(ValueError):

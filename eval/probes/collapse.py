@@ -27,7 +27,7 @@ from tqdm import tqdm
 from eval.commands import CollapseOptions
 from eval.language.text_files import read_texts
 from eval.models import LoadedModel, load_model
-from tokenizer.broken_text import BrokenText
+from tokenizer.inputs.broken_text import BrokenText
 
 FREQUENT_TOKENS = 5
 SHORTEST_SEQUENCE = 16

@@ -30,7 +30,7 @@ from eval.report.pictures import write_caption
 from eval.words.recognisers import Reading, Recogniser, open_recogniser
 from eval.words.sheet import ReadWord, save_sheet
 from tokenizer.characters import CHARSETS, read_charset
-from tokenizer.images import ImageError, decode_image
+from tokenizer.inputs.images import ImageError, decode_image
 
 CASED = "94"
 SHOWN = 40

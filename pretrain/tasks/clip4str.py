@@ -24,8 +24,8 @@ from data_pipeline.loader import Batch
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput
 from pretrain.tasks.word_recognition import WordRecognitionTask, read_recogniser
-from tokenizer.captions import BPE_FILE, ByteEncoding, CaptionError, CaptionTokenizer, ClipEncoding
 from tokenizer.characters import CharacterTokenizer, CharsetError, read_charset
+from tokenizer.clip_captions import BPE_FILE, ByteEncoding, CaptionError, CaptionTokenizer, ClipEncoding
 
 CONFIG_FILE = "clip4str.json"
 

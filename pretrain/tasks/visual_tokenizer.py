@@ -60,7 +60,7 @@ class VisualTokenizerTask(Task):
 
     Args:
         model: YAML of VisualTokenizerConfig fields (configs/delvm/models/*.yaml).
-        train: images: files, folders of them, .parquet files (see tokenizer/image_stores.py).
+        train: images: files, folders of them, .parquet files (see tokenizer/inputs/image_stores.py).
         valid: held-out images by name.
         loss_weights: of the terms of the loss.
         perceptual_weights: file with the weights of torchvision's mobilenet_v2; None: no perceptual term.

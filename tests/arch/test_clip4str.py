@@ -18,8 +18,8 @@ from arch.clip4str.model import Clip4Str, load_clip_weights
 from arch.pangu_pi.load_weights import WeightsError
 from arch.parseq.orderings import sample_orderings
 from common.config_file import ModelConfigError
-from tokenizer.captions import CaptionTokenizer
 from tokenizer.characters import CharacterTokenizer
+from tokenizer.clip_captions import CaptionTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

@@ -11,8 +11,8 @@ from PIL import Image
 from data_pipeline.errors import SourceError
 from data_pipeline.images.source import ImageSource
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
-from tokenizer.image_stores import open_images
-from tokenizer.images import ImageError, resize_and_crop
+from tokenizer.inputs.image_stores import open_images
+from tokenizer.inputs.images import ImageError, resize_and_crop
 
 PNGS = [as_png(image) for image in draw_images(3, 40)]
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from common.token_shards import Meta, sha256_of
+from common.vocabulary_map import VocabularyMapError
 from data_pipeline.__main__ import main
 from data_pipeline.errors import RemapError, ShardError
 from data_pipeline.shards.prepare import prepare
 from data_pipeline.shards.prepare_config import PrepareConfig
 from data_pipeline.shards.remap import RemapConfig, remap
 from tests.trained import write_jsonl
-from tokenizer.compress import compress
-from tokenizer.compress_config import CompressConfig
-from tokenizer.vocabulary_map import VocabularyMapError
+from tokenizer.compression.compress import compress
+from tokenizer.compression.compress_config import CompressConfig
 
 CASES = {
     "bpe": ("bpe", True, "stretches"),

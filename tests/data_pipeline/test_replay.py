@@ -176,7 +176,7 @@ def test_a_tokenizer_without_bos_opens_documents_with_eos(
 ) -> None:
     from transformers import AutoTokenizer
 
-    from tokenizer.counting import count_shards
+    from tokenizer.compression.counting import count_shards
 
     bare = tmp_path / "bare"
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)

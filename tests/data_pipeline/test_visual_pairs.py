@@ -16,7 +16,7 @@ from data_pipeline.pairs.corruption import Corruption
 from data_pipeline.pairs.crops import Picture, Window, centre, cut, random_window, six_crop
 from data_pipeline.pairs.pairs import PairsConfig, PairSet
 from data_pipeline.pairs.tasks import CAMVID_PALETTE, edges, render_masks
-from tokenizer.images import ImageError
+from tokenizer.inputs.images import ImageError
 
 from .visual_cases import classes, encoded, huge_png, photograph, write_folder, write_photographs, write_table
 

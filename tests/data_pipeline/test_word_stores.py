@@ -15,7 +15,7 @@ from data_pipeline.words.source import WordSource
 from data_pipeline.words.stores import LmdbWriter, content_hash, open_words
 from tests.data_pipeline.word_cases import LABELS, picture, write_folder, write_lmdb, write_parquet
 from tokenizer.characters import CHARSETS, CharacterTokenizer
-from tokenizer.images import ImageError
+from tokenizer.inputs.images import ImageError
 
 TOKENIZER = CharacterTokenizer(CHARSETS["94"])
 

@@ -19,10 +19,10 @@ import numpy as np
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
+from common.command_line import add_config_arguments, make_config
 from tests.faults.campaign import EVERY, Campaign, Record
 from tests.faults.injuries import INJURIES, LIMIT, PLANTED
 from tests.pretrain.conftest import TINY, make_corpus
-from tokenizer.command_line import add_config_arguments, make_config
 
 STAGES = 4
 """ZeRO stages, which campaigns have in turn."""

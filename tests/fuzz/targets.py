@@ -70,7 +70,7 @@ def _read_shards(folder: Path) -> None:
 
 def _read_shards_elsewhere(folder: Path) -> None:
     from arch.surgery.calibration import draw_rows, open_shards
-    from tokenizer.counting import CountingError, count_shards
+    from tokenizer.compression.counting import CountingError, count_shards
 
     try:
         assert count_shards(folder, "0" * 64, VOCABULARY).documents >= 0
@@ -150,14 +150,14 @@ def _read_run(folder: Path) -> None:
 
 
 def _write_map(folder: Path) -> None:
-    from tokenizer.vocabulary_map import VocabularyMap
+    from common.vocabulary_map import VocabularyMap
 
     VocabularyMap("0" * 64, "1" * 64, 50, list(range(0, 50, 3))).save(folder)
 
 
 def _read_map(folder: Path) -> None:
     from arch.surgery.vocabulary import read_vocabulary_map
-    from tokenizer.vocabulary_map import VocabularyMap
+    from common.vocabulary_map import VocabularyMap
 
     loaded = VocabularyMap.load(folder)
     assert len(loaded.new_ids) == loaded.donor_vocab_size
@@ -306,13 +306,13 @@ def targets() -> list[Target]:
     """All of them; the errors' classes are imported here, so that a test can count examples without them."""
     from arch.surgery.errors import CalibrationError, SurgeryError
     from common.config_file import ModelConfigError
+    from common.vocabulary_map import VocabularyMapError
     from data_pipeline.errors import DataError
     from eval.grid.grid import GridError
     from eval.report.run_record import RunNotFoundError
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError
     from tokenizer.load import TokenizerLoadError
     from tokenizer.visual.base import VisualTokenizerError
-    from tokenizer.vocabulary_map import VocabularyMapError
 
     def loads(name: str) -> Callable[[Path], None]:
         return lambda folder: _try_tokenizer(folder / name)

@@ -15,7 +15,7 @@ from tests.data_pipeline.odd_images import BROKEN, SOUND
 from tests.data_pipeline.word_cases import picture
 from tests.pretrain.conftest import ROOT
 from tests.pretrain.task_cases import Materials, arguments
-from tokenizer.images import ImageError
+from tokenizer.inputs.images import ImageError
 
 TASKS = ("words", "captioned_words", "images")
 

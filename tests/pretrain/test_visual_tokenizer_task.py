@@ -18,7 +18,7 @@ from pretrain.trainer import Outcome, train
 from tests.pretrain.conftest import ROOT, rows
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
 from tokenizer.__main__ import main
-from tokenizer.images import ImageError
+from tokenizer.inputs.images import ImageError
 from tokenizer.visual.load import load_visual_tokenizer
 from tokenizer.visual.reconstruction import perplexity
 

@@ -206,7 +206,7 @@ def test_another_charset_does_not_continue_a_run(shape, words, tmp_path):
 
 
 def test_a_damaged_image_ends_the_run_by_name(shape, tmp_path):
-    from tokenizer.images import ImageError
+    from tokenizer.inputs.images import ImageError
 
     path = write_parquet(tmp_path / "x.parquet", ["a", "b"], [b"", b"junk"])
     with pytest.raises(ImageError, match=r"x\.parquet: row [01]"):

@@ -7,8 +7,8 @@ import gzip
 import numpy as np
 import pytest
 
-from tokenizer.captions import BPE_FILE, MERGES, CaptionError, CaptionTokenizer, ClipEncoding
 from tokenizer.characters import CHARSETS, CharacterTokenizer
+from tokenizer.clip_captions import BPE_FILE, MERGES, CaptionError, CaptionTokenizer, ClipEncoding
 
 CHARACTERS = CharacterTokenizer(CHARSETS["94"])
 BEGIN, END = 256, 257

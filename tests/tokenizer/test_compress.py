@@ -18,21 +18,21 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
+from common.vocabulary_map import VocabularyMap, VocabularyMapError
 from data_pipeline.shards.prepare import prepare
 from data_pipeline.shards.prepare_config import PrepareConfig
 from tests.trained import SYMBOLS, write_jsonl
-from tokenizer import counting
 from tokenizer.__main__ import main
-from tokenizer.compress import CompressError, compress
-from tokenizer.compress_config import CompressConfig
-from tokenizer.compress_report import CompressReport
-from tokenizer.counting import CountingError
-from tokenizer.derivation import Derivations
+from tokenizer.compression import counting
+from tokenizer.compression.compress import CompressError, compress
+from tokenizer.compression.compress_config import CompressConfig
+from tokenizer.compression.compress_report import CompressReport
+from tokenizer.compression.counting import CountingError
+from tokenizer.compression.derivation import Derivations
+from tokenizer.compression.selection import SelectionError, Selector
+from tokenizer.compression.sliceable import open_sliceable
 from tokenizer.fingerprint import tokenizer_hash
 from tokenizer.load import load_tokenizer
-from tokenizer.selection import SelectionError, Selector
-from tokenizer.sliceable import open_sliceable
-from tokenizer.vocabulary_map import VocabularyMap, VocabularyMapError
 
 KINDS = ("bpe", "unigram", "byte_level")
 SIZE = 1100

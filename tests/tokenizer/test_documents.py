@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tokenizer.documents import InvalidDocumentError, list_files, read_documents
+from tokenizer.inputs.documents import InvalidDocumentError, list_files, read_documents
 
 ROWS = [{"id": f"d{number}", "text": f"text {number} 文\n", "lang": "en", "source": "test"} for number in range(600)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.folder_files import find_files, readable
 from data_pipeline.images.tables import open_tables
 from data_pipeline.words.backgrounds import read_photographs
 from tests.tokenizer.image_cases import as_png, draw_images, write_parquet
-from tokenizer.folder_files import find_files, readable
-from tokenizer.image_stores import open_images
+from tokenizer.inputs.image_stores import open_images
 
 PNGS = [as_png(image) for image in draw_images(4, 80)]
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.data_pipeline.odd_images import encoded, huge_png
-from tokenizer.images import ImageError, decode_image
+from tokenizer.inputs.images import ImageError, decode_image
 
 PIXELS = np.arange(12 * 8 * 3, dtype=np.uint8).reshape(8, 12, 3)
 

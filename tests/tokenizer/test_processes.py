@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys, time
 from concurrent.futures import ProcessPoolExecutor
-from tokenizer.processes import WorkerContext, end_with_parent
+from common.processes import WorkerContext, end_with_parent
 if __name__ != "__main__":
     print("importing", flush=True)
     time.sleep(0.5)

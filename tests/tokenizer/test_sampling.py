@@ -6,7 +6,7 @@ import tracemalloc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenizer.sampling import sample_texts
+from tokenizer.inputs.sampling import sample_texts
 
 texts = st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=40)
 

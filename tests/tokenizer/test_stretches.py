@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from tokenizer.sliceable import backend_encoder
-from tokenizer.stretches import BORDER, count_stretches, cuts_independently
+from tokenizer.compression.sliceable import backend_encoder
+from tokenizer.compression.stretches import BORDER, count_stretches, cuts_independently
 
 PIECES = [
     "a",

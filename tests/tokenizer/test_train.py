@@ -8,7 +8,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from tests.trained import MODEL_TYPES, train_config, write_jsonl
-from tokenizer.documents import InvalidDocumentError
+from tokenizer.inputs.documents import InvalidDocumentError
 from tokenizer.symbols import check_whole
 from tokenizer.train import LINE_BYTES, TrainConfig, VocabularySizeError, train_model, train_tokenizer, training_lines
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from tokenizer.image_stores import ImageStore
+    from tokenizer.inputs.image_stores import ImageStore
     from tokenizer.visual.reconstruction import Reconstruction
 
 SHOWN = 8
@@ -254,7 +254,7 @@ def inspect(config: VisualInspectConfig) -> Report:
 
 
 def _open(images: list[str], column: str) -> ImageStore:
-    from tokenizer.image_stores import open_images
+    from tokenizer.inputs.image_stores import open_images
 
     return open_images(images, column)
 
@@ -262,7 +262,7 @@ def _open(images: list[str], column: str) -> ImageStore:
 def _pixels(store: ImageStore, numbers: Any, size: int, what: str) -> Iterator[np.ndarray]:
     from tqdm import tqdm
 
-    from tokenizer.image_stores import square_pixels
+    from tokenizer.inputs.image_stores import square_pixels
 
     with tqdm(numbers, desc=what, unit="image") as bar:  # closed before an error is printed
         for number in bar:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tokenizer.broken_text import BrokenText
+from tokenizer.compression.selection import ModelShape
+from tokenizer.inputs.broken_text import BrokenText
 from tokenizer.inspection import check_labels
-from tokenizer.selection import ModelShape
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tokenizer.compress_report import CompressReport
+from tokenizer.compression.compress_report import CompressReport
 
 
 def plot_kept(report: CompressReport, path: Path) -> None:

@@ -24,10 +24,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokenizer.broken_text import InvalidDocumentError, explain_broken, mend
-from tokenizer.folder_files import check_link, find_files, readable
-from tokenizer.json_text import JsonError, parse_json, parse_json_values
-from tokenizer.text_streams import COMPRESSIONS, damage_named, kind_of, text_lines, text_stream, unmarked
+from common.folder_files import check_link, find_files, readable
+from common.json_text import JsonError, parse_json, parse_json_values
+from common.text_streams import COMPRESSIONS, damage_named, kind_of, text_lines, text_stream, unmarked
+from tokenizer.inputs.broken_text import InvalidDocumentError, explain_broken, mend
 
 LINES, TEXTS = (".jsonl", ".ndjson"), (".txt", ".text")
 SUFFIXES = (*(kind + packed for kind in (*LINES, ".json", *TEXTS) for packed in ("", *COMPRESSIONS)), ".parquet")

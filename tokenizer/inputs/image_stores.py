@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tokenizer.folder_files import UnusedFilesError, check_link, find_files, readable
-from tokenizer.images import ImageError, decode_image, resize_and_crop
+from common.folder_files import UnusedFilesError, check_link, find_files, readable
+from tokenizer.inputs.images import ImageError, decode_image, resize_and_crop
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),

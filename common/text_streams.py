@@ -23,7 +23,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import zstandard
 
-from tokenizer.folder_files import check_link, readable
+from common.folder_files import check_link, readable
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 MAGIC = {

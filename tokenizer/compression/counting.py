@@ -27,10 +27,10 @@ from annotated_types import Ge, Le
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from common.processes import WorkerContext, end_with_parent
 from common.untrusted_files import is_plain_name, read_json, typed
-from tokenizer.processes import WorkerContext, end_with_parent
-from tokenizer.sliceable import SliceableTokenizer, open_saved_encoder
-from tokenizer.stretches import count_stretches, cuts_independently
+from tokenizer.compression.sliceable import SliceableTokenizer, open_saved_encoder
+from tokenizer.compression.stretches import count_stretches, cuts_independently
 
 PART_BYTES = 8_000_000
 SHARD_BLOCK = 2**22

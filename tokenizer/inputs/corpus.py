@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tokenizer.broken_text import TextCheck
-from tokenizer.documents import list_files, read_documents
+from tokenizer.inputs.broken_text import TextCheck
+from tokenizer.inputs.documents import list_files, read_documents
 
 
 def corpus_texts(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, pre_tokenizers
 
-from tokenizer.derivation import MergeRanks
+from tokenizer.compression.derivation import MergeRanks
+from tokenizer.compression.sliceable import SliceableTokenizer, backend_encoder, is_special_name
 from tokenizer.encoder import Encoder
 from tokenizer.load import TokenizerLoadError
-from tokenizer.sliceable import SliceableTokenizer, backend_encoder, is_special_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

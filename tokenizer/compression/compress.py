@@ -22,13 +22,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizer.broken_text import TextCheck
-from tokenizer.compress_config import CompressConfig
-from tokenizer.compress_plots import plot_fit, plot_kept
-from tokenizer.compress_report import CompressReport, LostPiece, PieceCount
-from tokenizer.corpus import corpus_texts
-from tokenizer.counting import CountingError, Counts, count_shards, count_texts, is_shard_directory, shard_texts
+from common.processes import available_cores
+from common.vocabulary_map import MAP_FILE, VocabularyMap
+from tokenizer.compression.compress_config import CompressConfig
+from tokenizer.compression.compress_plots import plot_fit, plot_kept
+from tokenizer.compression.compress_report import CompressReport, LostPiece, PieceCount
+from tokenizer.compression.counting import (
+    CountingError,
+    Counts,
+    count_shards,
+    count_texts,
+    is_shard_directory,
+    shard_texts,
+)
+from tokenizer.compression.selection import Selector
+from tokenizer.compression.sliceable import SliceableTokenizer, open_sliceable
 from tokenizer.fingerprint import tokenizer_hash
+from tokenizer.inputs.broken_text import TextCheck
+from tokenizer.inputs.corpus import corpus_texts
+from tokenizer.inputs.sampling import sample_texts
 from tokenizer.inspection import (
     TextFit,
     embedding_share,
@@ -38,11 +50,6 @@ from tokenizer.inspection import (
     script_of,
 )
 from tokenizer.load import load_tokenizer
-from tokenizer.processes import available_cores
-from tokenizer.sampling import sample_texts
-from tokenizer.selection import Selector
-from tokenizer.sliceable import SliceableTokenizer, open_sliceable
-from tokenizer.vocabulary_map import MAP_FILE, VocabularyMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

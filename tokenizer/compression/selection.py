@@ -14,9 +14,9 @@ from functools import cached_property
 
 import numpy as np
 
-from tokenizer.derivation import Derivations
+from tokenizer.compression.derivation import Derivations
+from tokenizer.compression.sliceable import SliceableTokenizer
 from tokenizer.inspection import embedding_share
-from tokenizer.sliceable import SliceableTokenizer
 
 LEAST_COVERAGE = 0.9
 LARGEST_EMBEDDING_SHARE = 0.2

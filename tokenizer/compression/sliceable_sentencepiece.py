@@ -11,12 +11,12 @@ from pathlib import Path
 import sentencepiece
 from tokenizers import Tokenizer
 
+from tokenizer.compression.derivation import MergeRanks
+from tokenizer.compression.sliceable import SliceableTokenizer, is_special_name
 from tokenizer.convert import SPACE, bpe_merges, to_backend, write_tokenizer
-from tokenizer.derivation import MergeRanks
 from tokenizer.encoder import Encoder, pipeline_of
 from tokenizer.load import TokenizerLoadError
 from tokenizer.model_proto import BPE_MODEL, NORMAL, ModelFormatError, ModelProto, model_class, parse_model
-from tokenizer.sliceable import SliceableTokenizer, is_special_name
 
 SPECIAL_IDS = ("unk_id", "bos_id", "eos_id", "pad_id")
 

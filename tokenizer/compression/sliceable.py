@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 
-from tokenizer.derivation import MergeRanks
+from tokenizer.compression.derivation import MergeRanks
 from tokenizer.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def open_sliceable(path: str | Path, loaded: "PreTrainedTokenizerBase") -> Slice
     Raises:
         TokenizerLoadError: a kind that cannot be cut (WordPiece, word and character models).
     """
-    from tokenizer.sliceable_json import open_json
-    from tokenizer.sliceable_sentencepiece import find_model, open_model
+    from tokenizer.compression.sliceable_json import open_json
+    from tokenizer.compression.sliceable_sentencepiece import find_model, open_model
 
     model = find_model(path)
     return open_json(loaded, str(path)) if model is None else open_model(model)
@@ -144,7 +144,7 @@ def open_sliceable(path: str | Path, loaded: "PreTrainedTokenizerBase") -> Slice
 
 def open_saved_encoder(file: Path) -> Encoder:
     """The encoder that `SliceableTokenizer.encoder_file` names."""
-    from tokenizer.sliceable_sentencepiece import model_encoder
+    from tokenizer.compression.sliceable_sentencepiece import model_encoder
 
     if file.suffix == ".model":
         return model_encoder(file.read_bytes())
