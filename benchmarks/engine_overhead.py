@@ -21,9 +21,9 @@ from arch.pangu_pi.load_config import load_model_config
 from data_pipeline.document_bounds import document_bounds
 from data_pipeline.loader import Batch
 from pretrain.config import BatchConfig, EngineConfig, OptimizerConfig, TrainConfig
-from pretrain.distributed import initialise_world
 from pretrain.engine import Engine
-from pretrain.optimizer import build_optimizer, parameter_groups
+from pretrain.optimizers.optimizer import build_optimizer, parameter_groups
+from pretrain.ranks.world import initialise_world
 from pretrain.tasks import LanguageModelTask
 from pretrain.tasks.base import seeded_build
 

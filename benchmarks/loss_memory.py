@@ -1,7 +1,7 @@
 """Peak memory and time of the loss over a large vocabulary: `python benchmarks/loss_memory.py`.
 
-    chunked        pretrain.loss.linear_cross_entropy: forward and both gradients, one chunk of logits at a time, as
-                   large as the CPU's rule says (pretrain/loss_layout.py) or --chunk_elements
+    chunked        pretrain.losses.chunked_cross_entropy.linear_cross_entropy: forward and both gradients, one chunk of logits at a time, as
+                   large as the CPU's rule says (pretrain/losses/loss_layout.py) or --chunk_elements
     materialised   logits of all tokens in float32, then torch's cross-entropy, as transformers does it
 
 Every measurement runs in a process of its own, because an allocator that has once been full hides the next peak. The
@@ -19,7 +19,7 @@ import torch
 from measure import finish, table, take_turns
 from torch.nn import functional as F
 
-from pretrain.loss import linear_cross_entropy
+from pretrain.losses.chunked_cross_entropy import linear_cross_entropy
 
 MIB = 2**20
 

@@ -27,10 +27,10 @@ from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 from arch.pangu_pi.accounting import count_flops
 from arch.pangu_pi.load_config import load_model_config
 from pretrain.config import OptimizerConfig
-from pretrain.loss import linear_cross_entropy
-from pretrain.muon import Part, choose_owners
-from pretrain.newton_schulz import orthogonalisation_flops, product_type
-from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
+from pretrain.losses.chunked_cross_entropy import linear_cross_entropy
+from pretrain.optimizers.muon import Part, choose_owners
+from pretrain.optimizers.newton_schulz import orthogonalisation_flops, product_type
+from pretrain.optimizers.optimizer import ParameterGroup, build_optimizer, parameter_groups
 
 MODELS = Path(__file__).resolve().parents[1] / "configs" / "models"
 LARGE, LARGE_TOKENS, LARGE_LENGTH = "pangu_pi_1b", 1024 * 2048, 2048

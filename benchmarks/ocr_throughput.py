@@ -32,8 +32,8 @@ from data_pipeline.loader import Batch, Loader
 from data_pipeline.order import Order
 from data_pipeline.words.stores import LmdbWriter
 from data_pipeline.words.synthetic import SynthConfig, WordPainter
+from pretrain.monitoring.throughput import Throughput
 from pretrain.tasks import WordRecognitionTask
-from pretrain.throughput import Throughput
 from tokenizer.characters import CHARSETS
 
 WORKERS = (1, 2, 0)

@@ -31,12 +31,12 @@ from torch import nn
 
 from pretrain.attention import built_with
 from pretrain.config import BatchConfig, EngineConfig, OptimizerConfig, TrainConfig
-from pretrain.distributed import World, initialise_world
 from pretrain.engine import Engine
-from pretrain.plan import PlanConfig, predict
+from pretrain.planning.plan import PlanConfig, predict
+from pretrain.planning.zero_memory import Moment
+from pretrain.ranks.world import World, initialise_world
 from pretrain.tasks import LanguageModelTask
 from pretrain.tasks.base import seeded_build
-from pretrain.zero_memory import Moment
 
 Precision = Literal["fp32", "bf16"]
 STEPS = 2

@@ -40,8 +40,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arch.pangu_pi.accounting import count_flops, count_parameters
 from arch.pangu_pi.load_config import load_model_config
-from pretrain.accelerators import find_device
-from pretrain.zero_memory import STAGE_3_DEFAULTS
+from pretrain.planning.accelerators import find_device
+from pretrain.planning.zero_memory import STAGE_3_DEFAULTS
 
 MODELS = {"1B Pro": "pangu_pi_1b_pro", "1.5B Pro": "pangu_pi_1_5b_pro"}
 LENGTH = 2048
@@ -180,8 +180,8 @@ class Counter(TorchDispatchMode):
 
 def count_here() -> None:
     """On two ranks: the bytes of the second step of every stage, precision and COUNTED, which rank 0 prints."""
-    from pretrain.distributed import initialise_world
     from pretrain.engine import Engine
+    from pretrain.ranks.world import initialise_world
 
     world = initialise_world()
     precisions: tuple[Precision, ...] = ("fp32", "bf16")

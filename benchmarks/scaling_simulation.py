@@ -25,21 +25,21 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from common.atomic_files import fsync
 from common.find_model import newest_checkpoints
 from data_pipeline.identity import fingerprint
 from data_pipeline.loader import Loader
 from data_pipeline.order import Order
 from data_pipeline.round_order import RoundsOrder, Selection, first_visits
-from pretrain.checkpoint import ENGINE_TAG, Checkpoints
+from pretrain.checkpoints.checkpoint import ENGINE_TAG, Checkpoints
+from pretrain.checkpoints.checksums import META_NAME, file_hashes
+from pretrain.checkpoints.whole_state import PREFIX, WholeState, write_whole_state
 from pretrain.config import CheckpointConfig, DistributedConfig
-from pretrain.distributed import Peer, World
-from pretrain.durable import fsync
-from pretrain.heartbeat import Heartbeat, Seen
-from pretrain.ledger import Ledger, LossFile
-from pretrain.run_status import RunStatus
-from pretrain.sealed import META_NAME, file_hashes
-from pretrain.selection import choose
-from pretrain.whole_state import PREFIX, WholeState, write_whole_state
+from pretrain.monitoring.status_file import RunStatus
+from pretrain.ranks.heartbeat import Heartbeat, Seen
+from pretrain.ranks.world import Peer, World
+from pretrain.rounds.ledger import Ledger, LossFile
+from pretrain.rounds.selection import choose
 
 SEED = 1234
 DATAGRAM_BYTES = 14 + 20 + 8

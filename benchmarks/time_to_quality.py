@@ -47,9 +47,9 @@ from data_pipeline.identity import explain_mismatch
 from data_pipeline.shards.token_shards import TokenShards
 from eval.language.held_out import find_documents
 from pretrain.interruption import terminable
-from pretrain.pipeline import Pipeline
-from pretrain.quickstart import QuickstartConfig
-from pretrain.walkthrough import PYTHON, option
+from pretrain.quickstarts.commands_once import Pipeline
+from pretrain.quickstarts.text import QuickstartConfig
+from pretrain.quickstarts.walkthrough import PYTHON, option
 
 OURS = "ours"
 DEFAULT_RATE = "default"

@@ -42,7 +42,7 @@ from arch.pangu_pi.load_weights import load_causal_lm
 from common.find_model import newest_checkpoints
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
-from pretrain.pipeline import deepspeed_launcher, environment, on_free_port
+from pretrain.quickstarts.commands_once import deepspeed_launcher, environment, on_free_port
 from tokenizer.load import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,7 +203,7 @@ class Ours(Racer):
     def command(self, folder: Path, steps: int, every: int, calibrating: bool) -> list[str]:
         launcher = deepspeed_launcher(self.ranks) if self.ranks > 1 else [sys.executable]
         left = {"warmup_steps": 1, "timed_steps": CALIBRATION_STEPS - 1, "timed_seconds": NO_LIMIT}
-        hook = [{"class_path": "pretrain.bench_hook.BenchHook", "init_args": left}]
+        hook = [{"class_path": "pretrain.planning.bench_hook.BenchHook", "init_args": left}]
         return [
             *(*launcher, str(ROOT / "pretrain" / "train.py"), *self.recipe.arguments, "--seed", str(self.seed)),
             *("--output", str(folder / "run"), "--steps", str(steps)),

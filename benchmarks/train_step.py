@@ -30,8 +30,8 @@ from arch.pangu_pi.accounting import count_flops
 from arch.pangu_pi.export import llama_config
 from data_pipeline.loader import Batch
 from pretrain.config import OptimizerConfig
-from pretrain.master_weights import MasterWeights, round_model
-from pretrain.optimizer import build_optimizer, parameter_groups
+from pretrain.optimizers.master_weights import MasterWeights, round_model
+from pretrain.optimizers.optimizer import build_optimizer, parameter_groups
 from pretrain.speed_choice import has_bf16
 
 Step = Callable[[], None]

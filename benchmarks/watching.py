@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pretrain.command_line import parse
 from pretrain.guards import DivergenceGuard
-from pretrain.heartbeat import Heartbeat
-from pretrain.phase_times import PhaseTimes, StragglerWatch
-from pretrain.run_status import RunStatus
+from pretrain.monitoring.status_file import RunStatus
+from pretrain.ranks.heartbeat import Heartbeat
+from pretrain.ranks.stragglers import PhaseTimes, StragglerWatch
 from pretrain.trainer import Trainer
 
 STEP, BEATS, CLOCKS = "step", "beats (processor time)", "clocks of phases"

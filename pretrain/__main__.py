@@ -13,13 +13,16 @@ from jsonargparse import ArgumentError, ArgumentParser
 from common.caches import use_writable_caches
 from common.command_line import Parser, add_config_arguments, build_config, end_interrupted, make_config
 from data_pipeline.errors import DataError
-from pretrain import quickstart, quickstart_ocr, quickstart_vision, status_report
 from pretrain.accelerator_presence import tell_deepspeed
 from pretrain.errors import ConfigurationError
 from pretrain.interruption import terminable
 from pretrain.library_warnings import silence_library_warnings
-from pretrain.pipeline import StepFailed
-from pretrain.walkthrough import Walkthrough
+from pretrain.monitoring import status_command as status_report
+from pretrain.quickstarts import images as quickstart_vision
+from pretrain.quickstarts import text as quickstart
+from pretrain.quickstarts import words as quickstart_ocr
+from pretrain.quickstarts.commands_once import StepFailed
+from pretrain.quickstarts.walkthrough import Walkthrough
 
 STATUS = "status"
 
@@ -81,13 +84,13 @@ class RunCommand(NamedTuple):
 
 RUN_COMMANDS = {
     "plan": RunCommand(
-        "pretrain.plan_report",
+        "pretrain.planning.plan_report",
         "PlanConfig",
         "Memory by part for every setting, time and disk of a run, before anything is allocated; picks a setting. "
         "With --hours it makes the configuration itself: see `plan --hours 1 --help`.",
     ),
     "bench": RunCommand(
-        "pretrain.bench_report",
+        "pretrain.planning.bench_report",
         "BenchConfig",
         "Measures ZeRO stages, micro-batches and torch.compile on this machine, with the trainer itself; picks one.",
     ),
@@ -156,9 +159,9 @@ def _budget(arguments: list[str]) -> int:
     """`plan --hours`: from hardware, time and text to a configuration."""
     tell_deepspeed()
     silence_library_warnings()
-    from pretrain.budget import BudgetConfig
-    from pretrain.budget_report import run
     from pretrain.command_line import explain
+    from pretrain.planning.budget import BudgetConfig
+    from pretrain.planning.budget_report import run
 
     parser = Parser(prog="pretrain plan", description=BUDGET_SUMMARY, exit_on_error=False)
     add_config_arguments(parser, BudgetConfig)

@@ -11,11 +11,11 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from pretrain.arithmetic import describe_arithmetic
-from pretrain.checkpoint import Position
+from pretrain.checkpoints.checkpoint import Position
 from pretrain.config import OptimizerConfig, TrainConfig
-from pretrain.distributed import World
 from pretrain.engine import Engine
 from pretrain.precision import describe_gradients, resolve_precision
+from pretrain.ranks.world import World
 
 
 def audit(

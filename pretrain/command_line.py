@@ -22,10 +22,10 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from common.atomic_files import write_whole
 from common.command_line import Parser, bound_yaml
 from data_pipeline.identity import explain_mismatch
 from pretrain.config import TrainConfig
-from pretrain.durable import write_whole
 from pretrain.errors import ConfigurationError
 from pretrain.given_values import arguments_of, check_given
 

@@ -25,14 +25,14 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from torch import Tensor, nn
 
 from pretrain.config import EngineConfig, TrainConfig
-from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
-from pretrain.master_weights import MasterWeights, round_model
 from pretrain.model_building import build_for_partition, partition
-from pretrain.muon import Muon
-from pretrain.optimizer import ParameterGroup, build_optimizer, parameter_groups
-from pretrain.pieces import held_pieces
+from pretrain.optimizers.master_weights import MasterWeights, round_model
+from pretrain.optimizers.muon import Muon
+from pretrain.optimizers.optimizer import ParameterGroup, build_optimizer, parameter_groups
+from pretrain.optimizers.pieces import held_pieces
 from pretrain.precision import gradient_settings, resolve_gradient_precision, resolve_precision
+from pretrain.ranks.world import World
 from pretrain.rate_rules import warn_of_large_batch
 from pretrain.schedule import Hyperparameters
 from pretrain.tasks.base import Task, TaskModule

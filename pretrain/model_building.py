@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pretrain.distributed import World
+from pretrain.ranks.world import World
 from pretrain.tasks.base import Task
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from data_pipeline.source import Source
-from pretrain.distributed import World
+from pretrain.ranks.world import World
 from pretrain.tasks.base import Task
 from pretrain.transfers import on_device
 

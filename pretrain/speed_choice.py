@@ -25,13 +25,13 @@ from typing import Any, Literal
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from common.atomic_files import write_whole
 from common.find_model import newest_checkpoints
 from common.untrusted_files import read_json
 from pretrain.config import TrainConfig
-from pretrain.distributed import World
-from pretrain.durable import write_whole
 from pretrain.errors import ConfigurationError
 from pretrain.precision import usual_precision
+from pretrain.ranks.world import World
 from pretrain.tasks.base import Task, TaskModule
 from pretrain.transfers import on_device
 

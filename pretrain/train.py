@@ -50,7 +50,7 @@ def main() -> int:
             print(f"train.py: {error}", file=sys.stderr)
         return 2
     if first:
-        from pretrain.run_lock import RunLock
+        from pretrain.checkpoints.run_lock import RunLock
 
         try:
             lock = RunLock(Path(config.output))

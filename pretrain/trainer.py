@@ -17,33 +17,33 @@ from typing import Any
 
 import torch
 
+from common.atomic_files import write_whole
 from data_pipeline.loader import Loader
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order
 from data_pipeline.round_order import RoundsOrder
-from pretrain.agreement import agree_on_data, check_shared_output
 from pretrain.arithmetic import set_arithmetic
 from pretrain.audit import audit, describe_sizes, publish
-from pretrain.checkpoint import Checkpoints, Position, Saved
+from pretrain.checkpoints.checkpoint import Checkpoints, Position, Saved
 from pretrain.compilation import eager
 from pretrain.config import TrainConfig
-from pretrain.distributed import World, initialise_world
-from pretrain.durable import write_whole
 from pretrain.engine import Engine, accumulation_steps
 from pretrain.errors import ConfigurationError, TrainingDiverged
 from pretrain.guards import REPLAYED, DivergenceGuard
-from pretrain.heartbeat import STEP, Heartbeat
 from pretrain.launchers import Launcher, find_launcher
-from pretrain.loss_record import LossRecord
-from pretrain.multi_round import MultiRound
-from pretrain.phase_times import PhaseTimes, StragglerWatch
+from pretrain.monitoring.slow_steps import SlowSteps
+from pretrain.monitoring.status_file import FAILED, RunStatus
+from pretrain.monitoring.telemetry import Telemetry
+from pretrain.monitoring.throughput import Throughput, peak_tflops
 from pretrain.precision import resolve_precision
-from pretrain.run_status import FAILED, RunStatus
-from pretrain.slow_steps import SlowSteps
+from pretrain.ranks.agreement import agree_on_data, check_shared_output
+from pretrain.ranks.heartbeat import STEP, Heartbeat
+from pretrain.ranks.stragglers import PhaseTimes, StragglerWatch
+from pretrain.ranks.world import World, initialise_world
+from pretrain.rounds.loss_record import LossRecord
+from pretrain.rounds.multi_round import MultiRound
 from pretrain.speed_choice import settle
 from pretrain.stop_signal import StopSignal
-from pretrain.telemetry import Telemetry
-from pretrain.throughput import Throughput, peak_tflops
 from pretrain.training_step import Step, TrainingStep, with_next
 from pretrain.transfers import on_device
 from pretrain.validation import validate

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from data_pipeline.loader import Batch
 from pretrain.config import TrainConfig
-from pretrain.distributed import World
 from pretrain.engine import Engine
-from pretrain.loss_record import in_global_batch
-from pretrain.phase_times import PhaseTimes
+from pretrain.ranks.stragglers import PhaseTimes
+from pretrain.ranks.world import World
+from pretrain.rounds.loss_record import in_global_batch
 from pretrain.stop_signal import StopSignal
 from pretrain.transfers import Reading, on_device
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipeline.source import Source
-from pretrain.distributed import World
 from pretrain.engine import Engine
+from pretrain.ranks.world import World
 from pretrain.scoring import score_samples
 
 

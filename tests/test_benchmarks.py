@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from pretrain.distributed import initialise_world
+from pretrain.ranks.world import initialise_world
 from tests.pretrain.conftest import ROOT, TINY
 
 

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from common.atomic_files import write_whole
 from common.untrusted_files import read_json, read_yaml
-from pretrain.durable import write_whole
 
 SECONDS_BETWEEN_LOOKS = 2.0
 

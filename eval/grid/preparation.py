@@ -1,7 +1,7 @@
 """Grids that name their inputs and make them: definitions, filled into every string, and commands that run first.
 
 definitions: {ocr: null, work: runs/x}       {ocr} and {work} in any string of the YAML; null: --define ocr=PATH
-preparation: [{name, title, output, command}] commands before the training, each done once (`pretrain/pipeline.py`)
+preparation: [{name, title, output, command}] commands before the training, each done once (`pretrain/quickstarts/commands_once.py`)
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def prepare(grid: PreparedGrid) -> None:
     Raises:
         StepFailed: a command failed; its own message is above.
     """
-    from pretrain.pipeline import Pipeline
+    from pretrain.quickstarts.commands_once import Pipeline
 
     pipeline = Pipeline(Path(grid.output))
     for step in grid.steps_before():

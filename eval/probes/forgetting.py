@@ -24,6 +24,7 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
+from common.atomic_files import write_whole
 from data_pipeline.mixture import Mixture
 from data_pipeline.round_order import RoundsOrder
 from eval.commands import ForgettingOptions
@@ -31,13 +32,12 @@ from eval.models import default_device, newest_checkpoints
 from eval.plots import PALETTE, figure
 from eval.probes.collapse import named_models
 from eval.report.run_record import RunNotFoundError, read_run
-from pretrain.checkpoint import Saved
+from pretrain.checkpoints.checkpoint import Saved
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
-from pretrain.distributed import World
-from pretrain.durable import write_whole
-from pretrain.ledger import Ledger, unit_means
-from pretrain.loss_record import record_file
+from pretrain.ranks.world import World
+from pretrain.rounds.ledger import Ledger, unit_means
+from pretrain.rounds.loss_record import record_file
 from pretrain.scoring import score_samples
 from pretrain.tasks.base import TaskModule
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pretrain.visual_losses import label_images, position_losses
+from pretrain.losses.visual_sentences import label_images, position_losses
 
 IMAGES_PER_PAIR = 2
 

@@ -36,12 +36,12 @@ from data_pipeline.loader import Batch, collate_tokens
 from data_pipeline.source import Source
 from pretrain.attention import AUTO, Choice, built_with, decide, last_hidden
 from pretrain.attention_checks import check_rotary
-from pretrain.distillation import Distillation, DistillationConfig
 from pretrain.errors import ConfigurationError
-from pretrain.loss import IGNORE_INDEX, Criterion, CrossEntropy, linear_loss
-from pretrain.loss_layout import LossLayout, describe_layout
+from pretrain.losses.chunked_cross_entropy import IGNORE_INDEX, Criterion, CrossEntropy, linear_loss
+from pretrain.losses.loss_layout import LossLayout, describe_layout
+from pretrain.losses.token_distillation import Distillation, DistillationConfig
 from pretrain.tasks.base import LossOutput, Task, seeded_build
-from pretrain.teacher import Teacher
+from pretrain.tasks.teacher import Teacher
 
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 SIZES_OF_SHAPE = (
@@ -65,9 +65,9 @@ class DecoderTask(Task):
         model_overrides: fields of the model's shape to change, such as {series_terms: 1}.
         initial_weights: directory of a model, or of a run, to start from instead of random values.
         loss_chunk_elements: logits that exist at one time in the loss; None takes what suits the device
-            (pretrain/loss_layout.py).
+            (pretrain/losses/loss_layout.py).
         teacher: a run, checkpoint or transformers directory whose predictions are learned besides the data's (see
-            pretrain/teacher.py).
+            pretrain/tasks/teacher.py).
         distillation: how teacher and data are weighed; by default both with weight 1, at temperature 1.
         z_loss: coefficient of the squared log of the softmax's denominator in training (PaLM, arXiv 2204.02311, section
             5, has 1e-4); every loss that is reported is without it.

@@ -28,9 +28,9 @@ from data_pipeline.loader import Batch
 from data_pipeline.shards.sentence_source import SentenceSource
 from pretrain.attention_checks import check_causality
 from pretrain.errors import ConfigurationError
+from pretrain.losses.visual_sentences import sentence_means
 from pretrain.tasks.base import seeded_build
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
-from pretrain.visual_losses import sentence_means
 from tokenizer.visual.base import VisualTokenizer, VisualTokenizerError
 from tokenizer.visual.load import load_visual_tokenizer
 

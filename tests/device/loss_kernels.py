@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pretrain.fused_loss import token_losses
-from pretrain.loss import IGNORE_INDEX
+from pretrain.losses.chunked_cross_entropy import IGNORE_INDEX
+from pretrain.losses.fused_loss import token_losses
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from pretrain.attention import last_hidden
-from pretrain.loss import linear_cross_entropy
+from pretrain.losses.chunked_cross_entropy import linear_cross_entropy
 from pretrain.transfers import on_device
 from tests.device.measured_run import measured_run
 from tests.device.task_step import Ready, prepare

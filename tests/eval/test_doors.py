@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from arch.__main__ import export
 from arch.pangu_pi.load_weights import load_causal_lm
 from pretrain.tasks import LanguageModelTask
-from pretrain.teacher import Teacher
+from pretrain.tasks.teacher import Teacher
 from tests.arch.surgery_cases import write_map, write_shards
 from tokenizer.fingerprint import tokenizer_hash
 from tokenizer.load import load_tokenizer

@@ -11,7 +11,7 @@ from data_pipeline.order import Order
 from eval.__main__ import main
 from eval.probes.forgetting import ForgettingError, part_batches
 from pretrain.command_line import parse, write_config
-from pretrain.loss_record import record_file
+from pretrain.rounds.loss_record import record_file
 from pretrain.trainer import train
 from tests.pretrain.conftest import rows
 from tests.pretrain.test_multi_round import BATCH, SEED, SIZE, STEPS, ledger, toy, weights

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from data_pipeline.loader import Batch, collate_tokens
 from data_pipeline.shards.token_source import TokenSource
-from pretrain.loss import IGNORE_INDEX
+from pretrain.losses.chunked_cross_entropy import IGNORE_INDEX
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from tests.faults.victim import Wounded
 

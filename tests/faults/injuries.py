@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from common.find_model import newest_checkpoints
-from pretrain.status_report import read
+from pretrain.monitoring.status_command import read
 from tests.faults.job import Job, wait_until
 
 LIMIT = 90.0

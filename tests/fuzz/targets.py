@@ -80,7 +80,7 @@ def _read_shards_elsewhere(folder: Path) -> None:
 
 
 def _write_checkpoint(folder: Path) -> None:
-    from pretrain.sealed import META_NAME, file_hashes
+    from pretrain.checkpoints.checksums import META_NAME, file_hashes
 
     (folder / "engine").mkdir()
     for name in ("model.safetensors", "config.json", "engine/a.pt"):
@@ -95,8 +95,8 @@ def _write_checkpoint(folder: Path) -> None:
 
 def _read_checkpoint(folder: Path) -> None:
     from data_pipeline.identity import explain_mismatch
-    from pretrain.checkpoint import Saved
-    from pretrain.sealed import check_files
+    from pretrain.checkpoints.checkpoint import Saved
+    from pretrain.checkpoints.checksums import check_files
 
     problem = check_files(folder)
     assert problem is None or isinstance(problem, str)
@@ -107,7 +107,7 @@ def _read_checkpoint(folder: Path) -> None:
 
 def _write_rounds(folder: Path) -> None:
     from data_pipeline.round_order import Selection
-    from pretrain.ledger import Ledger
+    from pretrain.rounds.ledger import Ledger
 
     losses = np.linspace(1, 2, 20, dtype=np.float32)
     Ledger(np.arange(20), losses, np.ones(20, np.float32), {"round": 1, "unit": "batch"}).save(folder / "l.safetensors")
@@ -116,7 +116,7 @@ def _write_rounds(folder: Path) -> None:
 
 def _read_rounds(folder: Path) -> None:
     from data_pipeline.round_order import RoundsOrder, Selection
-    from pretrain.ledger import Ledger
+    from pretrain.rounds.ledger import Ledger
 
     ledger = Ledger.load(folder / "l.safetensors")
     assert len(ledger.ids_N) == len(ledger.losses_N) == len(ledger.counts_N)
@@ -281,7 +281,7 @@ def _write_engine(folder: Path) -> None:
 
 
 def _read_engine(folder: Path) -> None:
-    from pretrain.engine_files import read_engine_file
+    from pretrain.checkpoints.engine_files import read_engine_file
 
     repr(read_engine_file(folder / "a.pt"))
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.distillation import Distillation, DistillationConfig
-from pretrain.fused_loss import token_losses
-from pretrain.loss import IGNORE_INDEX, Criterion, CrossEntropy, linear_loss
-from pretrain.loss_layout import LossLayout
+from pretrain.losses.chunked_cross_entropy import IGNORE_INDEX, Criterion, CrossEntropy, linear_loss
+from pretrain.losses.fused_loss import token_losses
+from pretrain.losses.loss_layout import LossLayout
+from pretrain.losses.token_distillation import Distillation, DistillationConfig
 
 C, V, ROW = 6, 4999, 5056
 """Two blocks of the kernel, the second mostly empty; rows of a multiple of 64."""

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import activation_memory
-from pretrain.activation_memory import measure
 from pretrain.errors import ConfigurationError
+from pretrain.planning import activation_memory
+from pretrain.planning.activation_memory import measure
 from pretrain.tasks import Clip4StrTask, LanguageModelTask, VisualTokenizerTask, WordRecognitionTask
 from pretrain.tasks.base import Task
 from tests.pretrain.conftest import TINY

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain import agreement
-from pretrain.distributed import Peer, World
 from pretrain.errors import ConfigurationError
+from pretrain.ranks import agreement
+from pretrain.ranks.world import Peer, World
 from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import train_on_ranks
 

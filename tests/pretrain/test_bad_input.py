@@ -13,7 +13,7 @@ import pytest
 from common.find_model import newest_checkpoints
 from data_pipeline.__main__ import main as data_pipeline
 from data_pipeline.errors import ShardError
-from pretrain import checkpoint
+from pretrain.checkpoints import checkpoint
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
 from pretrain.trainer import Outcome, train

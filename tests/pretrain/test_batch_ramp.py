@@ -12,10 +12,10 @@ from data_pipeline.order import Order
 from eval.probes.forgetting import ForgettingError, TrainedRun
 from pretrain.command_line import parse, write_config
 from pretrain.config import BatchConfig
-from pretrain.distributed import initialise_world
 from pretrain.engine import Engine
 from pretrain.errors import ConfigurationError
-from pretrain.optimizer import build_optimizer, parameter_groups
+from pretrain.optimizers.optimizer import build_optimizer, parameter_groups
+from pretrain.ranks.world import initialise_world
 from pretrain.schedule import Hyperparameters
 from pretrain.trainer import Outcome, train
 from tests.pretrain.conftest import rows

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from pretrain import __main__ as front_door
-from pretrain import bench, bench_run
-from pretrain.bench import BenchConfig, Candidate, Findings, Measurement, search
-from pretrain.bench_report import run, table
-from pretrain.bench_run import Runner
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
-from pretrain.pipeline import StepFailed
+from pretrain.planning import bench, bench_run
+from pretrain.planning.bench import BenchConfig, Candidate, Findings, Measurement, search
+from pretrain.planning.bench_report import run, table
+from pretrain.planning.bench_run import Runner
+from pretrain.quickstarts.commands_once import StepFailed
 from tests.pretrain.conftest import ROOT
 from tests.pretrain.test_guards import toy
 
@@ -147,7 +147,7 @@ def test_a_candidate_is_the_run_without_what_is_not_measured(small, tiny_argumen
     assert content["batch"]["ramp"] == []
     assert content["engine"]["zero_stage"] == 3 and content["engine"]["compile"] is True
     assert content["checkpoint"]["resume"] is False and content["steps"] == small[0].steps
-    assert content["hooks"][0]["class_path"] == "pretrain.bench_hook.BenchHook"
+    assert content["hooks"][0]["class_path"] == "pretrain.planning.bench_hook.BenchHook"
     assert content["optimizer"]["lr"] == small[0].optimizer.lr
 
 
@@ -183,7 +183,7 @@ def test_two_real_candidates_and_what_is_measured_is_kept(tmp_path, monkeypatch)
     def two(configured, precisions, allowed, measure) -> Findings:
         return Findings(sharded, {each: [measure(each, 0)] for each in (plain, sharded)}, plain)
 
-    monkeypatch.setattr("pretrain.bench_report.search", two)
+    monkeypatch.setattr("pretrain.planning.bench_report.search", two)
     first = run(config, text, options)
     results = tmp_path / "run_bench"
     made = json.loads((results / "bench.json").read_text())

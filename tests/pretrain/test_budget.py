@@ -13,14 +13,14 @@ import yaml
 from arch.pangu_pi.accounting import count_parameters
 from arch.pangu_pi.load_config import load_model_config
 from pretrain import __main__ as front_door
-from pretrain.budget import BudgetConfig, Run, make_budget, parse_count
-from pretrain.budget_report import run as report
-from pretrain.budget_run import settle
-from pretrain.budget_yaml import reasons, run_yaml
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
-from pretrain.scaling_law import BESIROGLU, HOFFMANN, batch_tokens, effective_tokens, learning_rate
-from pretrain.shape_rules import VOCABULARY_SHARE, shape, shapes
+from pretrain.planning.budget import BudgetConfig, Run, make_budget, parse_count
+from pretrain.planning.budget_report import run as report
+from pretrain.planning.budget_run import settle
+from pretrain.planning.budget_yaml import reasons, run_yaml
+from pretrain.planning.scaling_law import BESIROGLU, HOFFMANN, batch_tokens, effective_tokens, learning_rate
+from pretrain.planning.shape_rules import VOCABULARY_SHARE, shape, shapes
 from tests.pretrain.conftest import ROOT
 
 PRO = ROOT / "configs/models/pangu_pi_1b_pro.yaml"
@@ -163,7 +163,7 @@ def test_a_run_that_does_not_fit_becomes_a_smaller_one(tmp_path):
 def test_a_report_knows_one_device_and_one_setting(monkeypatch, tmp_path):
     """A CPU's speed is measured once: a second measurement is another number, and two in one report do not agree."""
     measured = iter([0.5, 0.1] * 2)
-    monkeypatch.setattr("pretrain.accelerators.peak_tflops", lambda *_: (next(measured), "measured"))
+    monkeypatch.setattr("pretrain.planning.accelerators.peak_tflops", lambda *_: (next(measured), "measured"))
     file = tmp_path / "with space" / "mine.yaml"
     made = options(hours=1e-3, gpus=1, gpu="cpu", parameters="1M", write=str(file))
     settled = settle(made)

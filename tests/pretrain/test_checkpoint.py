@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from common.find_model import newest_checkpoints
-from pretrain import checkpoint
-from pretrain.checkpoint import Checkpoints, check_files
+from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoints, check_files
+from pretrain.checkpoints.checksums import seal
+from pretrain.checkpoints.whole_state import write_whole_state
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
-from pretrain.sealed import seal
 from pretrain.trainer import Outcome, Trainer, train
-from pretrain.whole_state import write_whole_state
 from tests.pretrain.conftest import rows
 from tests.pretrain.test_guards import final_weights, run, toy
 

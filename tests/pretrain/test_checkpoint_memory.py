@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from arch.pangu_pi import PanguPiForCausalLM
 from arch.pangu_pi.load_config import load_model_config
-from pretrain import checkpoint, trainer
+from pretrain import trainer
+from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.whole_state import WEIGHT, WholeState, write_whole_state
 from pretrain.engine import Engine
 from pretrain.trainer import Outcome
-from pretrain.whole_state import WEIGHT, WholeState, write_whole_state
 from tests.pretrain.conftest import TINY
 from tests.pretrain.test_guards import final_weights, run, sample_of_step, toy
 

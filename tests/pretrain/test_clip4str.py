@@ -18,7 +18,7 @@ from arch.clip4str.model import Clip4Str
 from pretrain.command_line import parse
 from pretrain.config import OptimizerConfig
 from pretrain.errors import CheckpointError, ConfigurationError
-from pretrain.optimizer import build_optimizer, parameter_groups
+from pretrain.optimizers.optimizer import build_optimizer, parameter_groups
 from pretrain.tasks.clip4str import Clip4StrTask, load_clip4str
 from pretrain.trainer import Outcome, train
 from tests.data_pipeline.word_cases import write_lmdb

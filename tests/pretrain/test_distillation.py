@@ -17,9 +17,9 @@ from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 from arch.pangu_pi.accounting import count_flops
 from arch.pangu_pi.load_weights import WeightsError
 from pretrain.command_line import parse
-from pretrain.distillation import Distillation, DistillationConfig, divergence
 from pretrain.errors import CheckpointError, ConfigurationError
-from pretrain.loss import IGNORE_INDEX, CrossEntropy, linear_loss
+from pretrain.losses.chunked_cross_entropy import IGNORE_INDEX, CrossEntropy, linear_loss
+from pretrain.losses.token_distillation import Distillation, DistillationConfig, divergence
 from pretrain.tasks.language_model import LanguageModelTask
 from pretrain.trainer import train
 from tests.pretrain.conftest import TINY, rows

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from torch.distributed.flight_recorder.components.loader import read_dump
 
-from pretrain import heartbeat
 from pretrain.config import DistributedConfig
-from pretrain.distributed import Peer, World
 from pretrain.errors import PeerLost
-from pretrain.heartbeat import STEP, Heartbeat, Seen
-from pretrain.run_status import RunStatus
+from pretrain.monitoring.status_file import RunStatus
+from pretrain.ranks import heartbeat
+from pretrain.ranks.heartbeat import STEP, Heartbeat, Seen
+from pretrain.ranks.world import Peer, World
 
 
 @pytest.fixture

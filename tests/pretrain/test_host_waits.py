@@ -21,7 +21,7 @@ from deepspeed.accelerator import get_accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.command_line import parse
-from pretrain.distributed import World
+from pretrain.ranks.world import World
 from pretrain.trainer import Outcome, train
 from pretrain.training_step import TrainingStep
 from pretrain.transfers import Reading

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pretrain.pipeline import deepspeed_launcher, on_free_port
+from pretrain.quickstarts.commands_once import deepspeed_launcher, on_free_port
 from tests.pretrain.conftest import environment, free_port
 from tests.pretrain.forked_ranks import CONTEXT
 
@@ -65,7 +65,7 @@ def test_what_we_launch_has_a_port_of_its_own_and_the_rest_is_left_alone():
 def _meet(port: int, told: object) -> None:
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ.update(names)
-    from pretrain.distributed import initialise_world
+    from pretrain.ranks.world import initialise_world
 
     try:
         initialise_world(1.0)

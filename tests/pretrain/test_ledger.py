@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pretrain.ledger import Ledger, LossFile, unit_means
+from pretrain.rounds.ledger import Ledger, LossFile, unit_means
 
 
 def test_a_loss_file_keeps_each_place_once_and_marks_gaps(tmp_path):

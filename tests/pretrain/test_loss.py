@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain import head_products
-from pretrain.activation_memory import StorageCounter
-from pretrain.loss import IGNORE_INDEX, CrossEntropy, linear_cross_entropy, linear_loss
-from pretrain.loss_layout import LossLayout, layout_on
+from pretrain.losses import head_products
+from pretrain.losses.chunked_cross_entropy import IGNORE_INDEX, CrossEntropy, linear_cross_entropy, linear_loss
+from pretrain.losses.loss_layout import LossLayout, layout_on
+from pretrain.planning.activation_memory import StorageCounter
 from tests.device.loss_kernels import wide_product
 
 B, S, D, V = 2, 37, 16, 101

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pretrain.fused_loss import token_losses
-from pretrain.loss_layout import LossLayout, has_triton
+from pretrain.losses.fused_loss import token_losses
+from pretrain.losses.loss_layout import LossLayout, has_triton
 from tests.device.loss_kernels import exact_losses
 from tests.pretrain import kernel_cases as cases
 from tests.pretrain.conftest import ROOT
@@ -94,7 +94,7 @@ def test_compiles_for_devices_with_whole_lines_read_at_once(capability, tmp_path
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from pretrain.loss_kernel import BLOCK, WARPS, token_losses_kernel
+    from pretrain.losses.loss_kernel import BLOCK, WARPS, token_losses_kernel
 
     names = token_losses_kernel.arg_names
     constants = {

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pretrain.loss_layout import CPU_ELEMENTS, LossLayout, choose_layout, device_memory, layout_on
+from pretrain.losses.loss_layout import CPU_ELEMENTS, LossLayout, choose_layout, device_memory, layout_on
 
 GB = 10**9
 PANGU = 100_883

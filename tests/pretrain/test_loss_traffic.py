@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pretrain.distillation import Distillation, DistillationConfig
-from pretrain.loss import CrossEntropy, linear_loss
-from pretrain.loss_layout import LossLayout, choose_layout
+from pretrain.losses.chunked_cross_entropy import CrossEntropy, linear_loss
+from pretrain.losses.loss_layout import LossLayout, choose_layout
+from pretrain.losses.token_distillation import Distillation, DistillationConfig
 
 N, D, V = 8192, 2048, 100_883
 CPU_CHUNKS = LossLayout(2**22 // V)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.command_line import parse
-from pretrain.distributed import initialise_world
 from pretrain.engine import Engine
 from pretrain.model_building import build_for_partition, partition
+from pretrain.ranks.world import initialise_world
 from pretrain.tasks import LanguageModelTask
 from tests.pretrain.conftest import TINY
 from tests.pretrain.forked_ranks import call_on_ranks

@@ -19,10 +19,10 @@ from data_pipeline.order import Order
 from data_pipeline.replay import ReplayConfig, replay
 from data_pipeline.round_order import RoundsOrder, Selection, selection_path
 from pretrain.command_line import parse
-from pretrain.distributed import initialise_world
 from pretrain.errors import CheckpointError, ConfigurationError
-from pretrain.ledger import LossFile, unit_means
-from pretrain.loss_record import record_file
+from pretrain.ranks.world import initialise_world
+from pretrain.rounds.ledger import LossFile, unit_means
+from pretrain.rounds.loss_record import record_file
 from pretrain.scoring import score_samples
 from pretrain.tasks.base import TaskModule
 from pretrain.trainer import Outcome, Trainer, train

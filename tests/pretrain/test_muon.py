@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from pretrain import engine as engine_file
-from pretrain import muon
 from pretrain.command_line import parse
 from pretrain.config import OptimizerConfig
-from pretrain.distributed import World, initialise_world
 from pretrain.engine import Engine
-from pretrain.muon import MOMENTUM, Exchange, Matrix, Muon, Part, choose_owners, in_rounds
-from pretrain.newton_schulz import orthogonalisation_flops, orthogonalise
-from pretrain.optimizer import ParameterGroup
-from pretrain.pieces import Piece, held_pieces
+from pretrain.optimizers import muon
+from pretrain.optimizers.muon import MOMENTUM, Exchange, Matrix, Muon, Part, choose_owners, in_rounds
+from pretrain.optimizers.newton_schulz import orthogonalisation_flops, orthogonalise
+from pretrain.optimizers.optimizer import ParameterGroup
+from pretrain.optimizers.pieces import Piece, held_pieces
+from pretrain.ranks.world import World, initialise_world
 from tests.pretrain.conftest import rows
 from tests.pretrain.test_guards import final_weights, run, toy
 from tests.pretrain.toy import ToySource

@@ -13,8 +13,8 @@ from arch.pangu_pi import PanguPiForCausalLM
 from arch.pangu_pi.accounting import count_flops
 from arch.pangu_pi.load_config import load_model_config
 from pretrain.config import OptimizerConfig
-from pretrain.newton_schulz import COEFFICIENTS, MARGIN, orthogonalisation_flops, orthogonalise, product_type
-from pretrain.optimizer import parameter_groups
+from pretrain.optimizers.newton_schulz import COEFFICIENTS, MARGIN, orthogonalisation_flops, orthogonalise, product_type
+from pretrain.optimizers.optimizer import parameter_groups
 from tests.processor import processor_with
 
 SHAPES = [(24, 24), (24, 64), (64, 24), (3, 40), (130, 129), (129, 200), (1, 7)]

@@ -11,7 +11,7 @@ from arch.parseq.model import Parseq
 from arch.vq.configuration import VisualTokenizerConfig
 from arch.vq.vq_model import VqModel
 from pretrain.config import OptimizerConfig
-from pretrain.optimizer import build_optimizer, parameter_groups
+from pretrain.optimizers.optimizer import build_optimizer, parameter_groups
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from pretrain import __main__ as front_door
-from pretrain import plan
-from pretrain.accelerators import SHEETS, find_device
-from pretrain.activation_memory import blank_model
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
-from pretrain.device_peaks import KNOWN_BF16_TFLOPS
 from pretrain.engine import Engine
 from pretrain.errors import ConfigurationError
-from pretrain.plan import PlanConfig, make_plan
-from pretrain.plan_report import describe
+from pretrain.monitoring.device_peaks import KNOWN_BF16_TFLOPS
+from pretrain.planning import plan
+from pretrain.planning.accelerators import SHEETS, find_device
+from pretrain.planning.activation_memory import blank_model
+from pretrain.planning.plan import PlanConfig, make_plan
+from pretrain.planning.plan_report import describe
 from tests.pretrain.conftest import ROOT, TINY
 
 LENGTH = 32

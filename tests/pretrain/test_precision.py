@@ -13,17 +13,17 @@ from deepspeed.accelerator import get_accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pretrain.checkpoints.resharding import restore
+from pretrain.checkpoints.whole_state import WEIGHT, WholeState, write_whole_state
 from pretrain.command_line import parse
 from pretrain.config import OptimizerConfig
-from pretrain.distributed import initialise_world
 from pretrain.engine import Engine, deepspeed_config
 from pretrain.errors import ConfigurationError
-from pretrain.muon import MOMENTUM
-from pretrain.optimizer import parameter_groups
+from pretrain.optimizers.muon import MOMENTUM
+from pretrain.optimizers.optimizer import parameter_groups
 from pretrain.precision import describe_gradients, resolve_gradient_precision, resolve_precision
-from pretrain.resharding import restore
+from pretrain.ranks.world import initialise_world
 from pretrain.trainer import train
-from pretrain.whole_state import WEIGHT, WholeState, write_whole_state
 from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import call_on_ranks
 from tests.pretrain.test_guards import run, sample_of_step, toy

@@ -12,10 +12,11 @@ import pytest
 from eval.grid.preparation import read_defined
 from eval.prompting.sets import parse_sets
 from pretrain import __main__ as front_door
-from pretrain import accelerator_presence, pipeline
+from pretrain import accelerator_presence
 from pretrain.command_line import parse
-from pretrain.pipeline import Pipeline, StepFailed, shorten
-from pretrain.quickstart_vision import SETS, TASKS
+from pretrain.quickstarts import commands_once as pipeline
+from pretrain.quickstarts.commands_once import Pipeline, StepFailed, shorten
+from pretrain.quickstarts.images import SETS, TASKS
 from tests.pretrain.conftest import ROOT
 
 OPTIONS = {name: command.options() for name, command in front_door.COMMANDS.items()}

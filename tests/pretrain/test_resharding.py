@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from pretrain.command_line import parse
 from pretrain.config import OptimizerConfig
-from pretrain.newton_schulz import COEFFICIENTS, product_type
+from pretrain.optimizers.newton_schulz import COEFFICIENTS, product_type
 from pretrain.trainer import train
 from tests.pretrain.conftest import rows
 from tests.pretrain.forked_ranks import train_on_ranks

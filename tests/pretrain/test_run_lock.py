@@ -9,15 +9,15 @@ import time
 
 import pytest
 
+from pretrain.checkpoints.run_lock import RunLock
 from pretrain.errors import ConfigurationError
-from pretrain.run_lock import RunLock
 from tests.pretrain.conftest import ROOT, environment
 from tests.pretrain.test_guards import toy
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from pretrain.run_lock import RunLock
+from pretrain.checkpoints.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 if os.fork() == 0:
     time.sleep(60)      # a worker process that outlives the one that holds the folder

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pretrain.__main__ import main
-from pretrain.distributed import Peer, World
 from pretrain.errors import ConfigurationError
-from pretrain.phase_times import PHASES, PhaseTimes, Spread, StragglerWatch
-from pretrain.run_status import RunStatus
-from pretrain.status_report import QUIET_SECONDS, StatusConfig, read, show
+from pretrain.monitoring.status_command import QUIET_SECONDS, StatusConfig, read, show
+from pretrain.monitoring.status_file import RunStatus
+from pretrain.ranks.stragglers import PHASES, PhaseTimes, Spread, StragglerWatch
+from pretrain.ranks.world import Peer, World
 from tests.pretrain.conftest import ROOT, rows
 from tests.pretrain.test_guards import run, sample_of_step, toy
 

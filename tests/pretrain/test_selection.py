@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.errors import ConfigurationError
-from pretrain.selection import choose, gumbel_seed, gumbel_top_k, log_probabilities
+from pretrain.rounds.selection import choose, gumbel_seed, gumbel_top_k, log_probabilities
 
 LOSSES = st.lists(st.floats(-50, 50), min_size=1, max_size=60).map(np.array)
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from pretrain.slow_steps import FEWEST, PAUSE, RECENT, SlowSteps
+from pretrain.monitoring.slow_steps import FEWEST, PAUSE, RECENT, SlowSteps
 
 
 class Machine:

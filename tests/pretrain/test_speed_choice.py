@@ -13,8 +13,8 @@ import torch
 import pretrain.speed_choice
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
-from pretrain.distributed import World
 from pretrain.errors import ConfigurationError
+from pretrain.ranks.world import World
 from pretrain.speed_choice import NAME, SpeedChoice, seconds_of_micro_batch, settle
 from pretrain.trainer import train
 from tests.pretrain.conftest import rows

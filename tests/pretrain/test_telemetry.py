@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from pretrain.config import TelemetryConfig
-from pretrain.run_status import RunStatus
-from pretrain.telemetry import Telemetry
+from pretrain.monitoring.status_file import RunStatus
+from pretrain.monitoring.telemetry import Telemetry
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pretrain.command_line import parse
-from pretrain.device_peaks import known_peak
-from pretrain.throughput import Throughput
+from pretrain.monitoring.device_peaks import known_peak
+from pretrain.monitoring.throughput import Throughput
 from pretrain.trainer import train
 from tests.pretrain.conftest import rows
 
@@ -28,7 +28,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("pretrain.throughput.time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr("pretrain.monitoring.throughput.time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 

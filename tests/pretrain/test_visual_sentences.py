@@ -20,10 +20,10 @@ from arch.delvm.factorised_embedding import FactorisedEmbedding
 from arch.pangu_pi.load_weights import load_causal_lm
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError
+from pretrain.losses.visual_sentences import label_images, position_losses, sentence_means
 from pretrain.schedule import ScheduleConfig
 from pretrain.tasks.visual_sentences import VisualSentenceTask, check_causality
 from pretrain.trainer import train
-from pretrain.visual_losses import label_images, position_losses, sentence_means
 from tests.pretrain.conftest import ROOT, rows
 from tests.pretrain.visual_cases import CODES, IMAGES, SHAPE, make_tokenizer, write_pairs
 from tokenizer.visual.load import load_visual_tokenizer
@@ -220,7 +220,7 @@ def test_a_factorised_model_continues_from_a_folded_one(folder, checkpoint):
 
 def test_only_what_trains_is_in_the_parameter_groups(folder):
     from pretrain.config import OptimizerConfig
-    from pretrain.optimizer import parameter_groups
+    from pretrain.optimizers.optimizer import parameter_groups
 
     task = make(folder)
     model = task.build_model(0)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from pretrain.activation_memory import ActivationMemory
-from pretrain.zero_memory import Moment, Setting, States, host_bytes, peak_moment
+from pretrain.planning.activation_memory import ActivationMemory
+from pretrain.planning.zero_memory import Moment, Setting, States, host_bytes, peak_moment
 
 COUNT = 7_500_000_000  # the model of ZeRO's figure 1, on 64 ranks
 STATES = States(parameters=COUNT, frozen=0, largest_group=COUNT, small=0)
