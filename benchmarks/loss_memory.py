@@ -1,6 +1,7 @@
 """Peak memory and time of the loss over a large vocabulary: `python benchmarks/loss_memory.py`.
 
-    chunked        pretrain.losses.chunked_cross_entropy.linear_cross_entropy: forward and both gradients, one chunk of logits at a time, as
+    chunked        pretrain.losses.chunked_cross_entropy.linear_cross_entropy: forward and both gradients, one chunk of
+    logits at a time, as
                    large as the CPU's rule says (pretrain/losses/loss_layout.py) or --chunk_elements
     materialised   logits of all tokens in float32, then torch's cross-entropy, as transformers does it
 

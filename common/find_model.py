@@ -6,6 +6,7 @@ Imports neither torch nor transformers, so that commands can complain about a pa
 import re
 from pathlib import Path
 
+from common.config_file import ModelConfigError
 from common.tokenizer_files import VISUAL_TOKENIZER, holds_tokenizer
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -65,8 +66,6 @@ def gguf_file(path: Path) -> Path | None:
         return None
     files = sorted(file for file in path.rglob("*.gguf") if not file.name.startswith("."))
     if len(files) > 1:
-        from arch.pangu_pi.load_config import ModelConfigError
-
         raise ModelConfigError(f"{path}: holds {len(files)} GGUF files; name one of them")
     return files[0] if files else None
 

@@ -24,8 +24,8 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
+from common.errors import ShardError
 from common.untrusted_files import is_plain_name, read_json, typed
-from data_pipeline.errors import ShardError
 
 META_FILE = "meta.json"
 FORMAT_VERSION = 1

@@ -3,13 +3,7 @@
 Every message names the file (and the line, row or field), what was expected, what was found and what to do.
 """
 
-
-class DataError(ValueError):
-    """Base class: bad input or a bad request, never a bug. The command line prints it as one line and exits with 1."""
-
-
-class ShardError(DataError):
-    """A shard directory that cannot be trusted: missing, truncated, altered, of another format or another tokenizer."""
+from common.errors import DataError
 
 
 class SourceError(DataError):

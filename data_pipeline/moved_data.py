@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import DataError, ShardError
 from common.folder_files import readable
 from common.token_shards import META_FILE, Meta
 from common.untrusted_files import typed
-from data_pipeline.errors import DataError, ShardError
 
 LEVELS = 3
 """Folders above the run below which its data are looked for under the end of their old path."""

@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le, Len
 
+from common.errors import DataError
 from common.untrusted_files import read_json, typed
-from data_pipeline.errors import DataError, OrderError, SourceError
+from data_pipeline.errors import OrderError, SourceError
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.mixture import Mixture
 from data_pipeline.moved_data import found_again
 from data_pipeline.order import BatchChanges, BatchSize
-from data_pipeline.replay_sources import OPENERS, ReplaySource
+from data_pipeline.replay_source import ReplaySource
+from data_pipeline.replay_sources import OPENERS
 from data_pipeline.round_order import RoundsOrder, Selection, selection_path
 from data_pipeline.source import DocumentSpan
 

@@ -13,34 +13,13 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Le
 
+from common.errors import DataError
 from common.untrusted_files import typed
-from data_pipeline.errors import DataError
+from data_pipeline.replay_source import Describe, ReplaySource
 from data_pipeline.shards.sentence_source import SentenceSource
 from data_pipeline.shards.token_source import TokenSource
-from data_pipeline.source import DocumentSpan, Sample, Source
+from data_pipeline.source import DocumentSpan, Sample
 from tokenizer.load import read_backend
-
-Describe = Callable[[Sample, DocumentSpan], str]
-Locate = Callable[[DocumentSpan], str]
-
-
-def token_range(span: DocumentSpan) -> str:
-    """Where a document of tokens lies."""
-    return f"{span.shard} document {span.document}, tokens {span.start} to {span.stop - 1}"
-
-
-@dataclass(frozen=True)
-class ReplaySource:
-    """One source of the run, in the order of the run's mixture."""
-
-    source: Source
-    """The samples."""
-    place: str
-    """Where they lie: a shard directory, say."""
-    describe: Describe
-    """Sample, one of its documents -> the text that shows it."""
-    locate: Locate = token_range
-    """One of its documents -> where it lies, for people."""
 
 
 @dataclass(frozen=True)

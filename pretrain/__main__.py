@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from common.caches import use_writable_caches
 from common.command_line import Parser, add_config_arguments, build_config, end_interrupted, make_config
-from data_pipeline.errors import DataError
+from common.errors import DataError
 from pretrain.accelerator_presence import tell_deepspeed
 from pretrain.errors import ConfigurationError
 from pretrain.interruption import terminable

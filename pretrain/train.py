@@ -72,7 +72,7 @@ def main() -> int:
     import torch.distributed as dist
 
     from arch.pangu_pi.load_weights import WeightsError
-    from data_pipeline.errors import DataError
+    from common.errors import DataError
     from data_pipeline.worker_signals import STOP_SIGNALS
     from pretrain.trainer import Outcome, train
     from tokenizer.inputs.images import ImageError

@@ -1,6 +1,7 @@
 """What a visual-sentence model costs, by arithmetic: trainable and exported parameters, FLOPs to make one image.
 
-The conventions are those of `arch.pangu_pi.accounting` (a multiply-add is two FLOPs, look-ups are free); see each function.
+The conventions are those of `arch.pangu_pi.accounting` (a multiply-add is two FLOPs, look-ups are free); see each
+function.
 """
 
 from __future__ import annotations

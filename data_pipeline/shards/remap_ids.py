@@ -3,7 +3,8 @@
 Where a table suffices, and why. BPE merges the best pair of neighbours until none is left, so
 
   * a document that the donor spells in kept pieces only is spelt alike by the smaller one, if every kept piece has its
-    merge ancestors (tokenizer/compression/derivation.py): every merge of the donor's run is still there and still the best;
+    merge ancestors (tokenizer/compression/derivation.py): every merge of the donor's run is still there and still the
+    best;
   * a sequence of pieces is what BPE makes of its text if and only if every two neighbours are what it makes of theirs:
     the first merge across a border would happen between the two neighbours alone as well.
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import ShardError
 from common.token_shards import INDEX_DTYPE, Meta, sha256_of
-from data_pipeline.errors import ShardError
 from data_pipeline.source import DocumentSpan
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from data_pipeline.errors import DataError
-from data_pipeline.replay_sources import ReplaySource
+from common.errors import DataError
+from data_pipeline.replay_source import ReplaySource
 from data_pipeline.source import DocumentSpan, Sample
 from data_pipeline.words.source import WordSource
 from data_pipeline.words.synthetic import SynthConfig, SynthWords

@@ -1,7 +1,8 @@
 """Grids that name their inputs and make them: definitions, filled into every string, and commands that run first.
 
 definitions: {ocr: null, work: runs/x}       {ocr} and {work} in any string of the YAML; null: --define ocr=PATH
-preparation: [{name, title, output, command}] commands before the training, each done once (`pretrain/quickstarts/commands_once.py`)
+preparation: [{name, title, output, command}] commands before the training, each done once
+    (`pretrain/quickstarts/commands_once.py`)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which additions help: variants of a model beside a base, by validation loss, collapse metrics and latency.
 
-The runs are a grid (`eval/grid/grid.py`); `eval/studies/ablation_report.py` writes tables with paired differences, and plots.
-Beside the cells lies latency.json: milliseconds per generated token, all variants interleaved.
+The runs are a grid (`eval/grid/grid.py`); `eval/studies/ablation_report.py` writes tables with paired differences, and
+plots. Beside the cells lies latency.json: milliseconds per generated token, all variants interleaved.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     sizes x volumes --> a grid of runs (`eval/grid/grid.py`), several seeds on its margins
                     --> losses and, for word recognition, errors (`eval/grid/measures.py`)
-                    --> laws fitted with the largest held out (`eval/studies/scaling_fits.py`) --> `eval/studies/scaling_report.py`
+                    --> laws fitted with the largest held out (`eval/studies/scaling_fits.py`) -->
+                    `eval/studies/scaling_report.py`
 
 A run that never left the plateau (a loss that needs no picture: the prior of the language) is censored: it is listed,
 and no law is fitted to it.

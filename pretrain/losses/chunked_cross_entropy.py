@@ -1,15 +1,15 @@
 """Linear head and cross-entropy in chunks, so that the logits of a whole batch never exist.
 
 What it costs: with N tokens, width D and vocabulary V the usual loss keeps N x V logits and as many gradients. Here
-one chunk of logits exists at a time, as large as suits the device (`pretrain/losses/loss_layout.py`). Its gradient is formed
-right away, in the forward pass, while the chunk is still warm: the head is multiplied three times (logits, d hidden,
-d weight; `pretrain/losses/head_products.py`) exactly as in the plain loss, and nothing is recomputed in backward. That works
-because the gradient of a *weighted sum* of token losses is known up to one scalar before backward starts; whoever needs
-other weights per token gives them in `token_weights`.
+one chunk of logits exists at a time, as large as suits the device (`pretrain/losses/loss_layout.py`). Its gradient is
+formed right away, in the forward pass, while the chunk is still warm: the head is multiplied three times (logits, d
+hidden, d weight; `pretrain/losses/head_products.py`) exactly as in the plain loss, and nothing is recomputed in
+backward. That works because the gradient of a *weighted sum* of token losses is known up to one scalar before backward
+starts; whoever needs other weights per token gives them in `token_weights`.
 
-What is computed of a chunk's logits is a `Criterion`: `CrossEntropy` here, with a teacher `pretrain/losses/token_distillation.py`.
-On CUDA all of it is one kernel that works in place (`pretrain/losses/fused_loss.py`); the eager form is its reference. No
-number is read back from the device.
+What is computed of a chunk's logits is a `Criterion`: `CrossEntropy` here, with a teacher
+`pretrain/losses/token_distillation.py`. On CUDA all of it is one kernel that works in place
+(`pretrain/losses/fused_loss.py`); the eager form is its reference. No number is read back from the device.
 
 Precision, logits in bf16: maxima, sums and losses are float32, the gradient of the logits is rounded to bf16 once, for
 the products, and d weight is summed over chunks in float32 and rounded once at the end.
@@ -240,8 +240,9 @@ def linear_loss(
         hidden_BSD: last hidden states, [B, S, D].
         weight_VD: head weight, [V, D], no bias.
         criterion: what is computed of the logits of every token.
-        chunk_elements: logits that may exist at one time; None takes what suits the device (`pretrain/losses/loss_layout.py`),
-            a layout is taken as it is: that of a device for which this pass only stands in.
+        chunk_elements: logits that may exist at one time; None takes what suits the device
+            (`pretrain/losses/loss_layout.py`), a layout is taken as it is: that of a device for which this pass only
+            stands in.
 
     Returns:
         total: scalar, sum of the objective; differentiable, once, in `hidden_BSD` and `weight_VD`.

@@ -1,4 +1,5 @@
-"""The kernel of `pretrain/losses/fused_loss.py:token_losses`: one program a token, which passes over its row of logits twice.
+"""The kernel of `pretrain/losses/fused_loss.py:token_losses`: one program a token, which passes over its row of logits
+twice.
 
     pass 1   maximum, sum of exponentials (online: rescaled whenever the maximum grows), place of the maximum;
              with a teacher the same of both rows at temperature tau, and the expectation in their divergence

@@ -9,17 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from pretrain.engine import Engine
-
 PREFIX = "model."
 """Of parameters in the engine's own names: its module is the task's loss, which holds the model."""
+
+
+class OptimizedEngine(Protocol):
+    """What is asked of the engine (`pretrain/engine.py`) here."""
+
+    groups: Any
+    """Parameter groups with `parameter_names` and `use_muon`."""
+    stage: int
+    """Of ZeRO."""
+    optimizer: Any
+    """Without ZeRO, what updates the groups."""
+    wrapped: Any
+    """DeepSpeed's engine, whose `optimizer` is ZeRO's."""
+    world: Any
+    """With this rank's number in `rank`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Piece:
     """Whether the parameter is one of Muon's matrices."""
 
 
-def held_pieces(engine: Engine) -> Iterator[Piece]:
+def held_pieces(engine: OptimizedEngine) -> Iterator[Piece]:
     """What this rank updates, in the order of the optimizer's groups."""
     muon = {name for group in engine.groups if group.use_muon for name in group.parameter_names}
     if engine.stage == 0:

@@ -21,8 +21,8 @@ from typing import Any
 
 from arch.pangu_pi import PanguPiConfig
 from arch.pangu_pi.accounting import count_flops, count_parameters
+from common.errors import ShardError
 from common.token_shards import Meta
-from data_pipeline.errors import ShardError
 from pretrain.errors import ConfigurationError
 from pretrain.planning.accelerators import Device, find_device
 from pretrain.planning.plan import RECOMPUTATION, PlanConfig

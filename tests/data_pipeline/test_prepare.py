@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from common.errors import ShardError
 from common.token_shards import META_FILE, Meta
-from data_pipeline.errors import PrepareError, ShardError
+from data_pipeline.errors import PrepareError
 from data_pipeline.shards.parts import make_plan
 from data_pipeline.shards.prepare import prepare
 from data_pipeline.shards.prepare_config import PrepareConfig

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.errors import ShardError
 from common.token_shards import Meta, sha256_of
 from common.vocabulary_map import VocabularyMapError
 from data_pipeline.__main__ import main
-from data_pipeline.errors import RemapError, ShardError
+from data_pipeline.errors import RemapError
 from data_pipeline.shards.prepare import prepare
 from data_pipeline.shards.prepare_config import PrepareConfig
 from data_pipeline.shards.remap import RemapConfig, remap

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from common.errors import DataError
 from common.token_shards import Meta
 from data_pipeline.__main__ import main
-from data_pipeline.errors import DataError
 from data_pipeline.loader import Loader, collate_tokens
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order

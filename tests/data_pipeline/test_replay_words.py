@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import DataError
 from data_pipeline.__main__ import main
-from data_pipeline.errors import DataError
 from data_pipeline.loader import Loader
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order

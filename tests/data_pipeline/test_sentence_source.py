@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.errors import ShardError
 from data_pipeline.__main__ import main
-from data_pipeline.errors import ShardError, SourceError
+from data_pipeline.errors import SourceError
 from data_pipeline.identity import fingerprint
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import Order

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.errors import ShardError
 from common.token_shards import META_FILE
-from data_pipeline.errors import OrderError, ShardError, SourceError
+from data_pipeline.errors import OrderError, SourceError
 from data_pipeline.identity import explain_mismatch, fingerprint
 from data_pipeline.mixture import Mixture
 from data_pipeline.shards.token_source import IGNORED_LABEL, TokenSource

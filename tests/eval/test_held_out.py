@@ -1,4 +1,5 @@
-"""Held-out tasks: the questions are what they claim, and lm-eval's own command gives the numbers of `eval.language.lm`."""
+"""Held-out tasks: the questions are what they claim, and lm-eval's own command gives the numbers of
+`eval.language.lm`."""
 
 import json
 import math

@@ -306,8 +306,8 @@ def targets() -> list[Target]:
     """All of them; the errors' classes are imported here, so that a test can count examples without them."""
     from arch.surgery.errors import CalibrationError, SurgeryError
     from common.config_file import ModelConfigError
+    from common.errors import DataError
     from common.vocabulary_map import VocabularyMapError
-    from data_pipeline.errors import DataError
     from eval.grid.grid import GridError
     from eval.report.run_record import RunNotFoundError
     from pretrain.errors import CheckpointError, ConfigurationError, LedgerError

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ShardError
 from common.find_model import newest_checkpoints
 from data_pipeline.__main__ import main as data_pipeline
-from data_pipeline.errors import ShardError
 from pretrain.checkpoints import checkpoint
 from pretrain.command_line import parse
 from pretrain.errors import CheckpointError, ConfigurationError

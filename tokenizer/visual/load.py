@@ -15,7 +15,8 @@ from tokenizer.visual.base import VISUAL_FILE, WEIGHTS_FILE, VisualTokenizer, Vi
 
 MAX_DESCRIPTION_BYTES = 2**20
 MAX_IMAGE_SIZE = 2**13
-"""Pixels of a side: images are made of this size from a file's word; `tokenizer.inputs.images` reads none that are larger."""
+"""Pixels of a side: images are made of this size from a file's word; `tokenizer.inputs.images` reads none that are
+larger."""
 GEOMETRY = ("image_size", "grid", "vocab_size")
 
 
