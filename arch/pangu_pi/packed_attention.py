@@ -5,7 +5,7 @@
     flex        # . .    # = some, O = all     which blocks of 128 x 128 a block of queries reads, and a rule that
                 # # .                          tells the pairs inside of a block that is read in part
                 . O #
-    cpu         0 3 5 6 10                     begins: a call of the kernel for each (arch/pangu_pi/document_attention.py)
+    cpu         0 3 5 6 10                     begins: a call of the kernel for each (document_attention.py)
     sdpa        [B, 1, S, S]                   a dense mask, if a row holds several documents; otherwise none
 
 `packed_arguments` gives what `PanguPiModel` is called with, so that neither the model nor transformers has to look at

@@ -24,8 +24,10 @@ class OptimizedEngine(Protocol):
 
     groups: Any
     """Parameter groups with `parameter_names` and `use_muon`."""
-    stage: int
-    """Of ZeRO."""
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+
     optimizer: Any
     """Without ZeRO, what updates the groups."""
     wrapped: Any

@@ -138,7 +138,7 @@ class Runner:
         folder.mkdir(parents=True)
         run, log = folder / "run", folder / "log.txt"
         (folder / "config.yaml").write_text(yaml.safe_dump({**content, "output": str(run)}, sort_keys=False))
-        script = str(Path(__file__).with_name("train.py"))
+        script = str(Path(__file__).parents[1] / "train.py")
         command = [
             *on_free_port(deepspeed_launcher(self.ranks)),
             *(script, "--config", str(folder / "config.yaml")),
