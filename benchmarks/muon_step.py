@@ -9,7 +9,7 @@
 
 They take turns in one process, and ratios are taken within a turn. What ranks send each other is counted, not timed:
 matrices that are not orthogonalised where they lie. FLOPs are those of matrix products, by arithmetic on the shapes;
-those at 1B are for the batch of configs/pangu_pi/1b_pro.yaml.
+those at 1B are for the batch of configs/pangu_pi/runs/1b_pro.yaml.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from pretrain.optimizers.muon import Part, choose_owners
 from pretrain.optimizers.newton_schulz import orthogonalisation_flops, product_type
 from pretrain.optimizers.optimizer import ParameterGroup, build_optimizer, parameter_groups
 
-MODELS = Path(__file__).resolve().parents[1] / "configs" / "models"
+MODELS = Path(__file__).resolve().parents[1] / "configs" / "pangu_pi" / "models"
 LARGE, LARGE_TOKENS, LARGE_LENGTH = "pangu_pi_1b", 1024 * 2048, 2048
 STEP, OURS = "forward, backward", "Muon"
 WANTED = 5.0
@@ -156,7 +156,7 @@ def timed(run: Callable[[], None]) -> Callable[[], float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="pangu_pi_4m", help="a file of configs/models")
+    parser.add_argument("--model", default="pangu_pi_4m", help="a file of configs/pangu_pi/models")
     parser.add_argument("--vocab_size", type=int, default=6144)
     parser.add_argument("--batch_size", type=int, default=16, help="sequences of a step")
     parser.add_argument("--sequence_length", type=int, default=256)

@@ -37,7 +37,7 @@ from pretrain.tasks import WordRecognitionTask
 from tokenizer.characters import CHARSETS
 
 WORKERS = (1, 2, 0)
-SHAPES = Path(__file__).resolve().parents[1] / "configs" / "parseq"
+SHAPES = Path(__file__).resolve().parents[1] / "configs" / "parseq" / "models"
 WORDS = "house river mountain 2024 quick brown station exit market bakery north 15 cafe theatre street open closed"
 
 

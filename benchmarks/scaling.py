@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 MICRO_BATCH = 8 * LENGTH
-"""Tokens of the micro-batches that are drawn: 8 sequences, as in configs/pangu_pi/1b_pro.yaml."""
+"""Tokens of the micro-batches that are drawn: 8 sequences, as in configs/pangu_pi/runs/1b_pro.yaml."""
 STATE_BYTES = 12
 """Of a parameter in a checkpoint: fp32 master copy and Adam's two moments."""
 
@@ -184,7 +184,7 @@ def main() -> None:
     if options.here:
         communication.count_here()
         return
-    shapes = communication.shapes(ROOT / "configs" / "models")
+    shapes = communication.shapes(ROOT / "configs" / "pangu_pi" / "models")
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"Measured on a machine that others use too: load {load:.1f} on {os.cpu_count()} cores at the start.\n")

@@ -178,7 +178,7 @@ class Race:
     @cache  # noqa: B019
     def recipe(self, size: str, vocabulary: int) -> runs.Recipe:
         """What the house trains at a size."""
-        shape = runs.ROOT / "configs" / "models" / f"pangu_pi_{size}.yaml"
+        shape = runs.ROOT / "configs" / "pangu_pi" / "models" / f"pangu_pi_{size}.yaml"
         config = runs.ROOT / QuickstartConfig.config
         return runs.Recipe.resolve(config, shape, self.data(vocabulary), self.options.ours)
 
@@ -312,8 +312,8 @@ def margin(table: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 def _check(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> None:
     """Whether the race can be run as it was asked for; `refuse` is told what cannot be."""
     for size in options.size:
-        if not (runs.ROOT / "configs" / "models" / f"pangu_pi_{size}.yaml").is_file():
-            refuse(f"--size {size}: there is no configs/models/pangu_pi_{size}.yaml")
+        if not (runs.ROOT / "configs" / "pangu_pi" / "models" / f"pangu_pi_{size}.yaml").is_file():
+            refuse(f"--size {size}: there is no configs/pangu_pi/models/pangu_pi_{size}.yaml")
     for rate in options.rates:
         if rate != DEFAULT_RATE and not (_is_number(rate) and 0 < float(rate) < math.inf):
             refuse(f"--rates {rate}: it must be a number above 0, or {DEFAULT_RATE}")
@@ -338,7 +338,9 @@ def _is_number(text: str) -> bool:
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", default=["1m", "4m", "10m"], help="of configs/models/pangu_pi_SIZE.yaml")
+    parser.add_argument(
+        "--size", nargs="+", default=["1m", "4m", "10m"], help="of configs/pangu_pi/models/pangu_pi_SIZE.yaml"
+    )
     parser.add_argument("--seconds", nargs="+", type=float, default=[300.0], help="budgets")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--ranks", type=int, default=QuickstartConfig.ranks, help="processes of every contender")

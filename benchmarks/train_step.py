@@ -35,7 +35,7 @@ from pretrain.optimizers.optimizer import build_optimizer, parameter_groups
 from pretrain.speed_choice import has_bf16
 
 Step = Callable[[], None]
-MODELS = Path(__file__).resolve().parents[1] / "configs" / "models"
+MODELS = Path(__file__).resolve().parents[1] / "configs" / "pangu_pi" / "models"
 SMALL = {
     "vocab_size": 8192,
     "hidden_size": 256,
@@ -192,7 +192,7 @@ def measure(name: str, shape: Mapping[str, Any] | Path, arguments: argparse.Name
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--shapes", nargs="+", default=["small", "pangu_pi_50m"], help="small, or a file of configs/models"
+        "--shapes", nargs="+", default=["small", "pangu_pi_50m"], help="small, or a file of configs/pangu_pi/models"
     )
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--sequence_length", type=int, default=512)

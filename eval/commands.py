@@ -286,7 +286,7 @@ class ShapesOptions:
     """Trains parameter-matched shapes on the same tokens: quality against tokens/s, and what correlates with it."""
 
     config: str
-    """YAML of the sweep (see configs/ladder/)."""
+    """YAML of the sweep (see configs/tiny_lm/studies/)."""
     stage: Literal["all", "list", "train", "evaluate", "report"] = "all"
     """Only list the shapes, stop after training or evaluation, or only rewrite the report from what is there."""
 

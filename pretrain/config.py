@@ -1,7 +1,7 @@
 """The configuration of a training run: frozen dataclasses, one per concern, read from YAML and the command line.
 
-`deepspeed pretrain/train.py --config configs/quickstart.yaml --optimizer.lr 1e-3`. Every field has a docstring, which
-is its `--help`. Nothing here allocates; sizes that depend on the world are derived in `engine.py`.
+`deepspeed pretrain/train.py --config configs/pangu_pi/runs/quickstart.yaml --optimizer.lr 1e-3`. Every field has a
+docstring, which is its `--help`. Nothing here allocates; sizes that depend on the world are derived in `engine.py`.
 """
 
 from __future__ import annotations

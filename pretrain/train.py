@@ -1,8 +1,8 @@
 """Trains one configuration. The main job's own script:
 
-deepspeed pretrain/train.py --config configs/quickstart.yaml --optimizer.lr 1e-3
-torchrun --nproc-per-node 2 pretrain/train.py --config configs/quickstart.yaml
-python pretrain/train.py --config configs/quickstart.yaml
+deepspeed pretrain/train.py --config configs/pangu_pi/runs/quickstart.yaml --optimizer.lr 1e-3
+torchrun --nproc-per-node 2 pretrain/train.py --config configs/pangu_pi/runs/quickstart.yaml
+python pretrain/train.py --config configs/pangu_pi/runs/quickstart.yaml
 """
 
 from __future__ import annotations

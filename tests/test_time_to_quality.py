@@ -103,7 +103,7 @@ def test_held_out_documents_are_whole_and_limited(race):
 @pytest.mark.parametrize("size", ["1m", "4m", "10m"])
 def test_the_other_model_has_as_many_parameters(size):
     trainer = module("llama_trainer")
-    shape = load_model_config(ROOT / "configs" / "models" / f"pangu_pi_{size}.yaml", {"vocab_size": 6144})
+    shape = load_model_config(ROOT / "configs" / "pangu_pi" / "models" / f"pangu_pi_{size}.yaml", {"vocab_size": 6144})
     ours = count_parameters(shape).total
     fields = trainer.equal_llama(shape, ours)
     theirs = trainer.count(trainer.LlamaConfig(**fields))
@@ -263,7 +263,7 @@ def test_a_broken_result_is_named_with_what_to_do(race, tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--size", "1m", "7m"], "there is no configs/models/pangu_pi_7m.yaml"),
+        (["--size", "1m", "7m"], "there is no configs/pangu_pi/models/pangu_pi_7m.yaml"),
         (["--rates", "fast"], "--rates fast: it must be a number above 0, or default"),
         (["--rates", "-1"], "--rates -1"),
         (["--seconds", "0"], "--seconds 0: it must be a number above 0"),
@@ -304,10 +304,10 @@ def test_options_of_the_others_are_read_as_numbers_where_they_are(race):
 
 def test_both_train_on_the_recipes_batch_length_and_warm_up(runs, tmp_path):
     """Nothing of the recipe stands in the benchmark; overrides of one side reach that side."""
-    shape = ROOT / "configs" / "models" / "pangu_pi_1m.yaml"
+    shape = ROOT / "configs" / "pangu_pi" / "models" / "pangu_pi_1m.yaml"
     data = runs.Data(tmp_path, (tmp_path / "train.en",), 512)
     given = ["batch.size=32", "batch.micro_size=4", "schedule.warmup_steps=50", "steps=200"]
-    recipe = runs.Recipe.resolve(ROOT / "configs" / "quickstart.yaml", shape, data, given)
+    recipe = runs.Recipe.resolve(ROOT / "configs" / "pangu_pi" / "runs" / "quickstart.yaml", shape, data, given)
     assert recipe.shape.vocab_size == 512 and recipe.warmup_fraction == 0.25
     ours = runs.Ours(recipe, data, seed=7, ranks=2)
     assert (ours.samples(3), ours.parameters) == (96, count_parameters(recipe.shape).total)

@@ -127,5 +127,5 @@ class Clip4StrConfig(RecogniserConfig):
 
 
 def load_clip4str_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Clip4StrConfig:
-    """Reads a YAML of Clip4StrConfig fields (configs/clip4str/*.yaml); errors as `load_dataclass` raises them."""
+    """Reads a YAML of Clip4StrConfig fields (configs/clip4str/models/*.yaml); errors are those of `load_dataclass`."""
     return load_dataclass(Clip4StrConfig, path, overrides)

@@ -30,7 +30,7 @@ def load_model_config(
     they also follow an override.
 
     Args:
-        source: a YAML file of `PanguPiConfig` fields (see `configs/models/`); a transformers directory or its
+        source: a YAML file of `PanguPiConfig` fields (see `configs/pangu_pi/models/`); a transformers directory or its
             `config.json`, of model type `pangu_pi` or `llama` (which gives `series_terms=1, shortcut_count=0`); or a
             mapping of fields.
         overrides: fields to replace or to add; their names are always checked.

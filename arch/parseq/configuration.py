@@ -92,5 +92,5 @@ class ParseqConfig(RecogniserConfig):
 
 
 def load_parseq_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ParseqConfig:
-    """Reads a YAML of ParseqConfig fields (configs/parseq/*.yaml); errors as `load_dataclass` raises them."""
+    """Reads a YAML of ParseqConfig fields (configs/parseq/models/*.yaml); errors as `load_dataclass` raises them."""
     return load_dataclass(ParseqConfig, path, overrides)

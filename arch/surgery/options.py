@@ -75,7 +75,7 @@ class InheritConfig:
     donor: str
     """The larger model: a run, checkpoint or export of ours, a directory or hub id of a LLaMA-family model, or GGUF."""
     config: str
-    """Shape of the small model: a YAML of model fields (configs/models/*.yaml) or a transformers directory."""
+    """Shape of the small model: a YAML of model fields (configs/*/models/*.yaml) or a transformers directory."""
     calibration: list[str]
     """Directories of token shards to judge by; training text, never a test or validation split."""
     out: str

@@ -6,7 +6,7 @@ set -euo pipefail
 HOSTFILE=configs/launch/hosts MASTER=node-a PORT=29500
 INTERFACE=eth0
 # 2. What: a configuration; its output lies on a folder that all nodes share.
-CONFIG=configs/quickstart.yaml
+CONFIG=configs/pangu_pi/runs/quickstart.yaml
 
 NODE_RANK=${1:?the number of this node, from 0}
 shift

@@ -18,7 +18,7 @@
 set -euo pipefail
 INTERFACE=eth0 GRACE=300
 # 2. What: a configuration; its output lies on a folder that all nodes share.
-CONFIG=configs/quickstart.yaml
+CONFIG=configs/pangu_pi/runs/quickstart.yaml
 
 source configs/launch/environment.sh
 read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST")

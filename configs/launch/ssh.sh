@@ -6,7 +6,7 @@ set -euo pipefail
 HOSTFILE=configs/launch/hosts
 INTERFACE=eth0
 # 2. What: a configuration; its output lies on a folder that all nodes share.
-CONFIG=configs/quickstart.yaml
+CONFIG=configs/pangu_pi/runs/quickstart.yaml
 
 export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=4"  # ssh to a dead node ends, too
 # Exported variables do not travel over ssh; the launcher sends what stands in this file (`.deepspeed_env`, if not named).

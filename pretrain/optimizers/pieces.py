@@ -24,6 +24,7 @@ class OptimizedEngine(Protocol):
 
     groups: Any
     """Parameter groups with `parameter_names` and `use_muon`."""
+
     @property
     def stage(self) -> int:
         """Of ZeRO."""

@@ -1,6 +1,6 @@
 """What a run will need before it starts: memory by part for every setting, time, tokens per parameter, disk.
 
-    python -m pretrain plan --config configs/pangu_pi/1b_pro.yaml --nodes 4 --gpus 8 --gpu a100-80
+    python -m pretrain plan --config configs/pangu_pi/runs/1b_pro.yaml --nodes 4 --gpus 8 --gpu a100-80
 
 Neither model nor data are touched. Memory is that of `zero_memory.py` (states, by ZeRO stage) with
 `activation_memory.py` (one micro-batch, by a pass without numbers); time, tokens and disk are

@@ -23,8 +23,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     "colourisation": (),
 }
 """Task -> further options of its pairs, which are made from photographs alone. The noise is strong, because no answer
-can be closer to the photograph than the codes are. configs/delvm/quickstart_sets.yaml measures the same pairs."""
-SETS = "configs/delvm/quickstart_sets.yaml"
+can be closer to the photograph than the codes are. configs/delvm/studies/quickstart_sets.yaml measures the same."""
+SETS = "configs/delvm/studies/quickstart_sets.yaml"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class VisionQuickstartConfig(Walkthrough):
 
     output: str = "runs/vision"
     """Folder for everything it makes."""
-    config: str = "configs/delvm/quickstart.yaml"
+    config: str = "configs/delvm/runs/quickstart.yaml"
     """Training configuration."""
     images: list[str] = field(default_factory=list)
     """Photographs (files, folders, .parquet files) in place of those that installed packages carry."""

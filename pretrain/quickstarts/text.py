@@ -20,7 +20,7 @@ class QuickstartConfig(Walkthrough):
 
     output: str = "runs/quickstart"
     """Folder for everything it makes."""
-    config: str = "configs/quickstart.yaml"
+    config: str = "configs/pangu_pi/runs/quickstart.yaml"
     """Training configuration."""
     source: list[str] = field(default_factory=list)
     """Local files, folders or a hub data set in place of the built-in English and Chinese corpus."""

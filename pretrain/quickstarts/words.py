@@ -16,7 +16,7 @@ from pretrain.quickstarts.commands_once import Pipeline
 from pretrain.quickstarts.walkthrough import PYTHON, Walkthrough, train_command
 
 CHARSET = "36"
-"""Digits and small letters; configs/ocr/quickstart.yaml trains on the same."""
+"""Digits and small letters; configs/ocr/runs/quickstart.yaml trains on the same."""
 LOOK = (
     "--digits", "0.3", "--look.light", "0.1", "--look.rotation", "3", "--look.perspective", "0.06", "--look.curve", "0",
     "--look.blur", "0.8", "--look.noise", "6", "--look.shadow", "0", "--look.photograph", "0", "--look.jpeg", "0.2",
@@ -30,7 +30,7 @@ class OcrQuickstartConfig(Walkthrough):
 
     output: str = "runs/ocr"
     """Folder for everything it makes."""
-    config: str = "configs/ocr/quickstart.yaml"
+    config: str = "configs/ocr/runs/quickstart.yaml"
     """Training configuration."""
     words: list[str] = field(default_factory=list)
     """Word lists or texts in place of the words of the built-in English text."""

@@ -34,7 +34,7 @@ class Clip4StrTask(WordRecognitionTask):
     """CLIP4STR on word images.
 
     Args:
-        model: YAML of Clip4StrConfig fields (configs/clip4str/*.yaml).
+        model: YAML of Clip4StrConfig fields (configs/clip4str/models/*.yaml).
         caption_charset: what captions are brought to: 36, 62, 94, or a text file with the characters.
         bpe: CLIP's merges, bpe_simple_vocab_16e6.txt.gz; None: captions are bytes, for a text encoder from scratch.
         clip: directory of a transformers CLIPModel to start from; None: from scratch.

@@ -44,7 +44,7 @@ class WordRecognitionTask(Task):
     """PARSeq on word images.
 
     Args:
-        model: YAML of ParseqConfig fields (configs/parseq/*.yaml).
+        model: YAML of ParseqConfig fields (configs/parseq/models/*.yaml).
         train: word stores: LMDB or label folders, Parquet files (see data_pipeline/words/stores.py).
         valid: held-out stores by name.
         synthetic: words rendered while training, a further source after those of `train`.

@@ -17,7 +17,8 @@ from arch.pangu_pi.series_activation import gated_series
 
 from .conftest import PLAIN, SHAPE
 
-MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MODELS = CONFIGS / "pangu_pi" / "models"
 VARIANTS = [
     {},
     PLAIN,
@@ -43,7 +44,8 @@ def meta_model(config: PanguPiConfig) -> PanguPiForCausalLM:
 
 @pytest.mark.parametrize(("name", "total"), EXACT.items())
 def test_the_papers_models_have_exactly_their_parameters(name, total):
-    assert count_parameters(load_model_config(MODELS / f"{name}.yaml")).total == total
+    folder = MODELS if name != "tiny_lm_released" else CONFIGS / "tiny_lm" / "models"
+    assert count_parameters(load_model_config(folder / f"{name}.yaml")).total == total
 
 
 def test_the_additions_of_the_papers_models():

@@ -318,7 +318,7 @@ def test_flops_are_those_that_torch_counts():
 
 def test_initial_loss_is_that_of_guessing():
     torch.manual_seed(0)
-    model = Parseq(load_parseq_config(ROOT / "configs/parseq/cpu_s.yaml", {"characters": 36})).eval()
+    model = Parseq(load_parseq_config(ROOT / "configs/parseq/models/cpu_s.yaml", {"characters": 36})).eval()
     context = torch.randint(1, 37, (16, 8), generator=generator())
     logits = model(
         torch.rand(16, 3, 32, 128) * 2 - 1,

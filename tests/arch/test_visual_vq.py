@@ -152,7 +152,7 @@ def test_sizes_that_cannot_be_are_refused(tmp_path, changes, message):
 
 def test_the_shipped_shapes_have_512_codes():
     for name in ("vq", "fsq"):
-        config = load_visual_config(ROOT / f"configs/delvm/tokenizers/{name}_cpu.yaml")
+        config = load_visual_config(ROOT / f"configs/vq/models/{name}_cpu.yaml")
         assert (config.quantizer, config.vocab_size, config.image_size, config.grid) == (name, 512, 64, 8)
 
 

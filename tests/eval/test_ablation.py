@@ -169,7 +169,7 @@ def test_grid_errors_name_the_field(grid_file, change, message):
 def test_the_shipped_grids_are_readable():
     from pathlib import Path
 
-    for path in sorted((Path(__file__).parents[2] / "configs" / "pangu_pi").glob("ablation_*.yaml")):
+    for path in sorted((Path(__file__).parents[2] / "configs" / "pangu_pi" / "studies").glob("ablation_*.yaml")):
         if "variants" in yaml.safe_load(path.read_text()):
             assert len(cells(read_grid(path, Ablation))) >= 15
 

@@ -157,7 +157,9 @@ def test_the_shipped_mixture_draws_what_its_axis_says(monkeypatch):
     from pretrain.command_line import parse
 
     monkeypatch.chdir(ROOT)
-    grid = read_prepared_grid(ROOT / "configs/ocr/mixture_cpu.yaml", {"words": "W", "benchmarks": "DIR"}, Comparison)
+    grid = read_prepared_grid(
+        ROOT / "configs/ocr/studies/mixture_cpu.yaml", {"words": "W", "benchmarks": "DIR"}, Comparison
+    )
     for cell in cells(grid):
         if cell.seed == grid.seeds[0]:
             task = parse(cell.arguments)[0].task
@@ -171,7 +173,7 @@ def test_the_shipped_search_for_the_setting_changes_one_part_at_a_time(monkeypat
     from pretrain.command_line import parse
 
     monkeypatch.chdir(ROOT)
-    grid = read_prepared_grid(ROOT / "configs/ocr/plateau_cpu.yaml", {"words": "W"}, Comparison)
+    grid = read_prepared_grid(ROOT / "configs/ocr/studies/plateau_cpu.yaml", {"words": "W"}, Comparison)
     stores = {step.output for step in grid.steps_before()}
     for cell in cells(grid):
         config = parse(cell.arguments)[0]

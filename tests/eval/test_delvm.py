@@ -197,7 +197,7 @@ def test_verdicts_count_seeds(experiment):
 def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares(monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
-    grid = read_prepared_grid(root / "configs/delvm/experiment_cpu.yaml", {"data": "DATA"}, Delvm)
+    grid = read_prepared_grid(root / "configs/delvm/studies/experiment_cpu.yaml", {"data": "DATA"}, Delvm)
     made = {step.output for step in grid.steps_before()}
     for cell in cells(grid):
         task = cell.identity["config"]["task"]["init_args"] | {
@@ -216,7 +216,7 @@ def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares(monkeypatch):
     arms = [cell for cell in cells(grid) if cell.variant in grid.balanced.arms()]
     assert {planned_steps(cell) for cell in arms} == {300}
     # Equal compute (spec 9.5): a step with a teacher costs (3 N_S + N_T) / (3 N_S) plain ones.
-    definitions = yaml.safe_load((root / "configs/delvm/experiment_cpu.yaml").read_text())["definitions"]
+    definitions = yaml.safe_load((root / "configs/delvm/studies/experiment_cpu.yaml").read_text())["definitions"]
     student = yaml.safe_load((root / "configs/delvm/models/pilot_cpu.yaml").read_text())
     teacher = {**student, **yaml.safe_load(definitions["teacher_shape"])}
     costs = [count_flops(load_model_config(shape), 511).forward_per_token for shape in (student, teacher)]

@@ -142,7 +142,7 @@ def test_the_shipped_ladders_are_at_one_budget_and_read_their_own_shards():
     from arch.pangu_pi.accounting import count_parameters
     from arch.pangu_pi.load_config import load_model_config
 
-    for path in sorted((Path(__file__).parents[2] / "configs" / "ladder").glob("*.yaml")):
+    for path in sorted((Path(__file__).parents[2] / "configs" / "tiny_lm" / "studies").glob("*.yaml")):
         content = yaml.safe_load(path.read_text())
         if "rows" not in content:
             continue

@@ -289,7 +289,7 @@ def test_a_real_cell_of_words(words_grid):
 
 def test_a_real_cell_of_text(shards, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(ROOT)
-    content = yaml.safe_load((ROOT / "configs/pangu_pi/scaling_tiny.yaml").read_text())
+    content = yaml.safe_load((ROOT / "configs/pangu_pi/studies/scaling_tiny.yaml").read_text())
     (tmp_path / "shape.yaml").write_text(json.dumps(TINY))
     content["output"] = str(tmp_path / "cells")
     content["overrides"] |= {
@@ -340,7 +340,7 @@ def test_the_shipped_grids_of_words_are_readable(monkeypatch, name, count):
 
 def test_the_shipped_grid_of_text_is_readable(monkeypatch):
     monkeypatch.chdir(ROOT)
-    text = read_prepared_grid(ROOT / "configs/pangu_pi/scaling_tiny.yaml", {}, Scaling)
+    text = read_prepared_grid(ROOT / "configs/pangu_pi/studies/scaling_tiny.yaml", {}, Scaling)
     for cell in cells(text):
         config = parse(cell.arguments)[0]
         volume = text.volumes[cell.variant.split("_")[1]]

@@ -128,7 +128,9 @@ def test_the_table_names_what_did_not_work(corpus, tiny_arguments, tmp_path):
 def test_wrong_arguments_are_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(bench_run.Runner, "__call__", lambda *_: pytest.fail("something was launched"))
-    monkeypatch.setattr(sys, "argv", ["pretrain", "bench", "--config", "configs/quickstart.yaml", *arguments])
+    monkeypatch.setattr(
+        sys, "argv", ["pretrain", "bench", "--config", "configs/pangu_pi/runs/quickstart.yaml", *arguments]
+    )
     assert front_door.main() == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("bench: ") and error.count("\n") == 1

@@ -23,7 +23,7 @@ from pretrain.planning.scaling_law import BESIROGLU, HOFFMANN, batch_tokens, eff
 from pretrain.planning.shape_rules import VOCABULARY_SHARE, shape, shapes
 from tests.pretrain.conftest import ROOT
 
-PRO = ROOT / "configs/models/pangu_pi_1b_pro.yaml"
+PRO = ROOT / "configs/pangu_pi/models/pangu_pi_1b_pro.yaml"
 
 
 def options(**changes) -> BudgetConfig:
@@ -41,7 +41,7 @@ def test_the_rules_make_the_shapes_of_the_paper():
     }
     wide = shape(2048, vocabulary=48_000)
     assert (wide["num_hidden_layers"], wide["num_attention_heads"]) == (22, 16)  # 1.5B Pro
-    donor = yaml.safe_load((ROOT / "configs/models/pangu_pi_7b.yaml").read_text())
+    donor = yaml.safe_load((ROOT / "configs/pangu_pi/models/pangu_pi_7b.yaml").read_text())
     made = shape(4096, vocabulary=donor["vocab_size"])
     assert all(made[name] == donor[name] for name in ("num_hidden_layers", "intermediate_size", "num_attention_heads"))
 

@@ -84,7 +84,7 @@ def test_the_published_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "bpe.txt.gz").touch()
     bpe = ["--task.bpe", str(tmp_path / "bpe.txt.gz"), "--task.clip", str(tmp_path)]
-    config, _ = parse(["--config", "configs/ocr/clip4str_b.yaml", *bpe])
+    config, _ = parse(["--config", "configs/ocr/runs/clip4str_b.yaml", *bpe])
     task, optimizer = config.task, config.optimizer
     assert isinstance(task, Clip4StrTask) and isinstance(task.model_config, Clip4StrConfig)
     assert optimizer.lr is None and config.batch.size == 1024

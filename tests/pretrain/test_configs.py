@@ -19,7 +19,7 @@ from pretrain.errors import ConfigurationError
 from pretrain.trainer import train
 from tests.pretrain.conftest import ROOT, TINY, rows
 
-PRO = sorted((ROOT / "configs" / "pangu_pi").glob("*_pro.yaml"))
+PRO = sorted((ROOT / "configs" / "pangu_pi" / "runs").glob("*_pro.yaml"))
 
 
 def pro_model(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tests.processor import processor_with
 SHAPES = [(24, 24), (24, 64), (64, 24), (3, 40), (130, 129), (129, 200), (1, 7)]
 """Square, wide, tall; with one block and with two."""
 USUAL = ((3.4445, -4.7750, 2.0315),) * 5
-MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
+MODELS = Path(__file__).resolve().parents[2] / "configs" / "pangu_pi" / "models"
 
 
 def polynomials(values: Tensor, coefficients: tuple[tuple[float, float, float], ...]) -> Tensor:
@@ -98,7 +98,7 @@ def test_flops_are_counted_right(steps, dtype):
 
 
 def test_at_1b_it_costs_less_than_two_percent_of_a_step():
-    """2 M tokens, as configs/pangu_pi/1b_pro.yaml has them; 1 % of that batch's arithmetic even in bf16."""
+    """2 M tokens, as configs/pangu_pi/runs/1b_pro.yaml has them; 1 % of that batch's arithmetic even in bf16."""
     config = load_model_config(MODELS / "pangu_pi_1b.yaml")
     with torch.device("meta"):
         model = PanguPiForCausalLM(config)

@@ -113,7 +113,18 @@ def test_later_rounds_cost_their_steps_and_a_forward_pass(made, tmp_path):
 
 def test_the_command_takes_a_file_and_overrides(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    file = ["--config", "configs/quickstart.yaml", "--nodes", "1", "--gpus", "2", "--gpu", "l4-24", "--mfu", "0.25"]
+    file = [
+        "--config",
+        "configs/pangu_pi/runs/quickstart.yaml",
+        "--nodes",
+        "1",
+        "--gpus",
+        "2",
+        "--gpu",
+        "l4-24",
+        "--mfu",
+        "0.25",
+    ]
     assert call(monkeypatch, *file, "--batch.size", "32") == 0
     text = capsys.readouterr().out
     assert "batch 32 = 2 ranks x 8 x 2 micro-batches" in text and "25% MFU, an assumption" in text
@@ -133,7 +144,7 @@ def test_the_command_takes_a_file_and_overrides(monkeypatch, capsys):
 )
 def test_wrong_arguments_are_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert call(monkeypatch, "--config", "configs/quickstart.yaml", *arguments) == 2
+    assert call(monkeypatch, "--config", "configs/pangu_pi/runs/quickstart.yaml", *arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("plan: ") and error.count("\n") == 1
 
@@ -154,5 +165,5 @@ def test_ranks_share_a_cpu():
 def test_nothing_is_built(monkeypatch, tmp_path):
     """7 billion parameters, and neither an engine nor a model with numbers."""
     monkeypatch.setattr(Engine, "__init__", lambda *_: pytest.fail("an engine was built"))
-    run = config(tmp_path, task__model=str(ROOT / "configs/models/pangu_pi_7b.yaml"))
+    run = config(tmp_path, task__model=str(ROOT / "configs/pangu_pi/models/pangu_pi_7b.yaml"))
     assert plan.count_states(run).parameters > 6e9

@@ -34,7 +34,7 @@ def test_communication_grows_with_micro_batches_only_where_each_is_reduced(modul
 
 def test_the_meeting_point_is_where_sending_takes_as_long_as_computing(modules):
     communication = modules["communication"]
-    cluster, shape = communication.CLUSTERS[1], communication.shapes(ROOT / "configs" / "models")["1B Pro"]
+    cluster, shape = communication.CLUSTERS[1], communication.shapes(ROOT / "configs" / "pangu_pi" / "models")["1B Pro"]
     assert shape.parameters == 995_604_736
     tokens = communication.meeting_point(1, shape, cluster, 0.4)
     computing = tokens * shape.flops / (312e12 * 0.4)

@@ -230,7 +230,7 @@ def test_a_damaged_image_ends_the_run_by_name(shape, tmp_path):
 
 
 def test_the_shipped_configuration_runs(images, tmp_path, monkeypatch):
-    """Two steps of configs/delvm/vq_cpu.yaml, at a reduced batch and width."""
+    """Two steps of configs/vq/runs/vq_cpu.yaml, at a reduced batch and width."""
     monkeypatch.chdir(ROOT)
     changes = {
         "task.train": json.dumps([images]),
@@ -243,5 +243,5 @@ def test_the_shipped_configuration_runs(images, tmp_path, monkeypatch):
         "telemetry.tensorboard": "false",
     }
     words = [word for name, value in changes.items() for word in (f"--{name}", value)]
-    train(parse(["--config", "configs/delvm/vq_cpu.yaml", *words])[0])
+    train(parse(["--config", "configs/vq/runs/vq_cpu.yaml", *words])[0])
     assert load_visual_tokenizer(tmp_path / "run").image_size == 64

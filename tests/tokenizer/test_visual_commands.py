@@ -121,7 +121,7 @@ def test_help_says_how_a_network_is_trained(capsys):
     with pytest.raises(SystemExit) as exited:
         main(["visual", "train", "--help"])
     assert exited.value.code == 0
-    assert "pretrain/train.py --config configs/delvm/vq_cpu.yaml" in " ".join(capsys.readouterr().out.split())
+    assert "pretrain/train.py --config configs/vq/runs/vq_cpu.yaml" in " ".join(capsys.readouterr().out.split())
 
 
 def test_sets_without_a_name_are_called_after_file_and_folder():

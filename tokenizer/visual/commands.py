@@ -274,7 +274,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Report], str]] = {
         VisualTrainConfig,
         train,
         "Fit a k-means codebook of patches. A convolutional VQ or FSQ tokenizer is a run of the trainer instead, and "
-        "the other commands take its directory: deepspeed pretrain/train.py --config configs/delvm/vq_cpu.yaml "
+        "the other commands take its directory: deepspeed pretrain/train.py --config configs/vq/runs/vq_cpu.yaml "
         "--task.train '[images.parquet]' --output runs/delvm/vq",
     ),
     "import-vqgan": (VisualImportConfig, import_vqgan, "Published weights of the f16 VQGAN to a tokenizer."),
