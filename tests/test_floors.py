@@ -67,7 +67,7 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 
 def folder(path: Path) -> str:
-    """`room/sub-package` of a file; a file directly in a room stands for itself, because it may lie anywhere between."""
+    """`room/sub-package` of a file; a file directly in a room stands for itself: it may lie anywhere between."""
     parts = path.relative_to(ROOT).parts
     return "/".join(parts[:2])
 
