@@ -55,7 +55,7 @@ def test_waiting_is_measured_between_steps_only(clock):
 
 def test_a_slow_source_shows_in_every_row(clock, tmp_path: Path, monkeypatch):
     """Samples take 2 seconds, micro-batches 4: a batch of 8 samples is 16 seconds of waiting and 8 of training."""
-    monkeypatch.setattr("pretrain.trainer.peak_tflops", lambda *_: (1.0, "stated"))
+    monkeypatch.setattr("pretrain.monitor.peak_tflops", lambda *_: (1.0, "stated"))
     options = {
         "task": "tests.pretrain.toy.ToyTask", "output": tmp_path / "run", "steps": 4, "batch.size": 8,
         "batch.micro_size": 4, "engine.zero_stage": 0, "optimizer.lr": 0.01, "validation.every": 2,
