@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: venv quickstart ocr vision recipe test test-lowest test-processors faults fuzz gpu-check lint format benchmarks clean
+.PHONY: venv quickstart ocr vision recipe test test-long test-lowest test-processors faults fuzz gpu-check lint format benchmarks clean
 
 venv: $(STAMP)
 
@@ -29,8 +29,13 @@ recipe: venv
 
 # Two files of tests at a time; `make test WORKERS=0` runs one after the other.
 WORKERS ?= 2
+SUITE := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 test: venv
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(SUITE) --numprocesses $(WORKERS) -m "not long" $(ARGS)
+
+# What takes long and proves more: injuries, all pairs of resharding, two hosts, real launches (docs/testing.md).
+test-long: venv
+	$(SUITE) --numprocesses $(WORKERS) -m long $(ARGS)
 
 # What depends on the versions of what is installed, with the lowest that pyproject.toml allows (docs/testing.md).
 LOWEST_TESTS := $(addprefix tests/,$(addsuffix .py,test_lowest arch/test_llama_equivalence arch/test_attention \
