@@ -46,7 +46,7 @@ from pretrain.planning.zero_memory import STAGE_3_DEFAULTS
 MODELS = {"1B Pro": "pangu_pi_1b_pro", "1.5B Pro": "pangu_pi_1_5b_pro"}
 LENGTH = 2048
 BATCH_TOKENS = 1024 * LENGTH
-"""The global batch of configs/pangu_pi/*.yaml, the paper's."""
+"""The global batch of configs/pangu_pi/runs/*_pro.yaml, the paper's."""
 AT_ONCE = ("stage3_param_persistence_threshold", "stage3_max_reuse_distance", "stage3_prefetch_bucket_size")
 ALWAYS_CUT = {"zero_optimization": dict.fromkeys(AT_ONCE, 0)}
 """Settings of stage 3 under which even a tiny model is cut and gathered as a large one is: what lies in reach of a

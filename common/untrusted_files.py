@@ -147,6 +147,9 @@ def typed(kind: type[Record], content: Any, where: str, error: MakeError) -> Rec
     except ValidationError as problem:
         first = problem.errors()[0]
         field = ".".join(map(str, first["loc"])) or "content"
+        if first["type"] == "value_error":  # raised by a dataclass itself, in its own words
+            place = f"{where}: {field}" if first["loc"] else where
+            raise error(f"{place}: {first['ctx']['error']}") from None
         raise error(f"{where}: {field}: {first['msg']}, found {_shown(first['input'])}") from None
 
 

@@ -230,7 +230,7 @@ class VisionOptions:
     model: list[str]
     """One or more models: run, checkpoint or export; NAME=PATH names one."""
     sets: str
-    """YAML of the held-out pairs (see configs/delvm/sets.yaml)."""
+    """YAML of the held-out pairs (see configs/delvm/studies/sets_cpu.yaml)."""
     output: str
     """Folder for vision.json, vision.txt and grid_SET.png."""
     define: list[str] = field(default_factory=list)

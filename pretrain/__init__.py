@@ -1,8 +1,8 @@
 """The one distributed trainer. The main job is `deepspeed pretrain/train.py`; all else is `python -m pretrain COMMAND`.
 
 train.py          the script; command_line.py reads config.py's dataclasses, given_values.py judges what was given
-trainer.py        the loop; training_step.py one step; monitor.py what watches it and tells; batch_change.py; schedule.py,
-                  guards.py, validation.py, scoring.py, hooks.py
+trainer.py        the loop; training_step.py one step; monitor.py what watches it and tells; batch_change.py;
+                  schedule.py, guards.py, validation.py, scoring.py, hooks.py
 engine.py         DeepSpeed: precision.py, arithmetic.py, compilation.py, attention.py (attention_checks.py),
                   speed_choice.py, transfers.py, accelerator_presence.py
 audit.py          what is said before the first step

@@ -117,7 +117,7 @@ class VisualTokenizerConfig:
 
 
 def load_visual_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> VisualTokenizerConfig:
-    """Reads a YAML of VisualTokenizerConfig fields (configs/delvm/models/*.yaml).
+    """Reads a YAML of VisualTokenizerConfig fields (configs/vq/models/*.yaml).
 
     Raises:
         ModelConfigError: not YAML, an unknown field, or a value that cannot be; names file and field.

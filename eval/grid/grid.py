@@ -17,13 +17,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from common.atomic_files import write_whole
+from common.config_file import build_dataclass
 from common.untrusted_files import read_json, read_yaml
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -59,6 +60,11 @@ class Grid:
     """Threads per process (OMP_NUM_THREADS); None leaves it to torch."""
     notes: str = ""
     """Markdown for the top of the report."""
+
+    @property
+    def all_variants(self) -> dict[str, dict[str, Any]]:
+        """`variants`; a kind of grid may make its own instead."""
+        return self.variants
 
     def seeds_of(self, variant: str) -> list[int]:
         """The seeds that a variant runs with; the same for all, unless a kind of grid says otherwise."""
@@ -112,36 +118,27 @@ def build_grid(content: Mapping[str, Any], path: Path, kind: type[GridType]) -> 
     Raises:
         GridError: a field is missing, unknown or has a value that cannot be.
     """
-    known = {f.name for f in fields(kind)}
-    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
-    if missing := sorted(required - set(content)):
-        raise GridError(f"{path}: missing fields: {', '.join(missing)}")
-    if unknown := sorted(set(content) - known):
-        raise GridError(f"{path}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    try:
-        grid = kind(**content)
-    except (ValueError, TypeError) as error:
-        raise GridError(f"{path}: {error}") from None
+    grid = build_dataclass(kind, content, str(path), GridError)
     if not Path(grid.config).is_file():
         raise GridError(f"{path}: config {grid.config} is not there")
-    for name, value in grid.variants.items():
-        if not isinstance(value, dict):
-            raise GridError(f"{path}: variants.{name} must map dotted field names to values")
     return grid
 
 
 def cells(grid: Grid) -> list[Cell]:
     """All cells, seed by seed, so that an interrupted grid has whole comparisons first."""
-    seeds = dict.fromkeys(seed for variant in grid.variants for seed in grid.seeds_of(variant))
+    seeds = dict.fromkeys(seed for variant in grid.all_variants for seed in grid.seeds_of(variant))
     return [
-        make_cell(grid, variant, seed) for seed in seeds for variant in grid.variants if seed in grid.seeds_of(variant)
+        make_cell(grid, variant, seed)
+        for seed in seeds
+        for variant in grid.all_variants
+        if seed in grid.seeds_of(variant)
     ]
 
 
 def make_cell(grid: Grid, variant: str, seed: int) -> Cell:
     """One cell of the grid, whether it has been trained or not."""
     directory = Path(grid.output) / variant / f"seed{seed}"
-    settings = {**grid.overrides, **grid.variants[variant], "seed": seed, "output": str(directory)}
+    settings = {**grid.overrides, **grid.all_variants[variant], "seed": seed, "output": str(directory)}
     overrides = [part for name, value in settings.items() for part in (f"--{name}", _as_argument(value))]
     arguments = ("--config", grid.config, *overrides)
     command = (*(grid.launcher or [sys.executable]), "pretrain/train.py", *arguments)
@@ -265,7 +262,7 @@ def results(grid: Grid) -> dict[str, dict[int, dict[str, Any]]]:
         GridError: a cell was trained with other settings, or its result cannot be read.
     """
     measured: dict[str, dict[int, dict[str, Any]]] = {}
-    for variant in grid.variants:
+    for variant in grid.all_variants:
         for seed in grid.seeds_of(variant):
             cell = make_cell(grid, variant, seed)
             if cell.result.is_file():

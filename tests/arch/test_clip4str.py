@@ -64,7 +64,7 @@ def count(parameters) -> int:
 )
 def test_parameters_are_the_published_ones(name, clip, decoder, total, frozen, trainable):
     with torch.device("meta"):
-        model = Clip4Str(load_clip4str_config(ROOT / f"configs/clip4str/{name}.yaml"), lambda ids: ids)
+        model = Clip4Str(load_clip4str_config(ROOT / f"configs/clip4str/models/{name}.yaml"), lambda ids: ids)
     parts = (model.clip, model.visual_decoder, model.cross_decoder, model)
     assert [count(part.parameters()) for part in parts] == [clip, decoder, decoder, total]
     assert count(p for p in model.parameters() if not p.requires_grad) == frozen

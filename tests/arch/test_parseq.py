@@ -64,7 +64,7 @@ def generator(seed: int = 0) -> torch.Generator:
 )
 def test_parameters_are_the_published_ones(name, overrides, parameters):
     with torch.device("meta"):
-        model = Parseq(load_parseq_config(ROOT / f"configs/parseq/{name}.yaml", overrides))
+        model = Parseq(load_parseq_config(ROOT / f"configs/parseq/models/{name}.yaml", overrides))
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 

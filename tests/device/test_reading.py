@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from arch import clip4str, parseq
+from arch.clip4str import decoding as clip4str
+from arch.parseq import decoding as parseq
 from tests.device.pretended import CUDA
 from tests.device.task_step import prepare
 

@@ -268,7 +268,7 @@ def test_the_schedule_of_the_paper(monkeypatch):
     """LR peak/224 at step 0, the peak at step 223, 1.5e-5 at the end (test 17)."""
     monkeypatch.chdir(ROOT)
     for name in ("paper_300m", "kd_1b_to_300m"):
-        config = parse(["--config", f"configs/delvm/{name}.yaml"])[0]
+        config = parse(["--config", f"configs/delvm/runs/{name}.yaml"])[0]
         schedule: ScheduleConfig = config.schedule
         peak = config.optimizer.lr
         assert config.steps == 40_000 and peak == 1.5e-4 and config.batch.size * 2048 == 262_144
