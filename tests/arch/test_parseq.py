@@ -87,7 +87,7 @@ def test_wrong_sizes_are_named(tmp_path):
             "{stem: convolution, patch_width: 128, width: 96}",
             r"stem: patch_height 4 .*power of two",
         ),
-        ("width: '8'", r"width: must be a whole number"),
+        ("width: '8'", r"width: Input should be a valid integer, found '8'"),
         ("[1]", r"expected a mapping"),
         ("a: [", r"not YAML"),
     ):

@@ -103,6 +103,7 @@ def test_the_chunked_loss_is_the_dense_one(device, dtype):
         assert (ours - theirs).norm() <= bound * theirs.norm()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_resumed_with_deterministic_algorithms_is_the_same_run_to_the_bit(device, materials, tmp_path):
@@ -155,6 +156,7 @@ def test_the_host_waits_where_the_pretended_device_says(case, device, materials)
     assert len(found) == sum(WAITS.get(case, {}).values()), places
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_a_rollback_does_not_double_the_peak_of_memory(device, materials, tmp_path):

@@ -30,6 +30,7 @@ MAX_SECONDS = 30
 """Of one input, on a machine that does much else."""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_damaged_files_are_taken_or_refused(tmp_path: Path) -> None:
     log = tmp_path / "log"

@@ -170,6 +170,7 @@ def test_why_a_launch_failed(log, status, small, tmp_path):
     assert status != "failed" or made.detail.startswith("train.py: batch.size 9 cannot be divided")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_real_candidates_and_what_is_measured_is_kept(tmp_path, monkeypatch):

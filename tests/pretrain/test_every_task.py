@@ -105,6 +105,7 @@ def kill_during(ranks: Sequence[BaseProcess], run: Path, number: int) -> None:
         rank.join()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_killed_and_resumed_equals_uninterrupted(runs):

@@ -27,6 +27,7 @@ KINDS = [
 """With those that are planted in the data, seventeen."""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_that_everything_happens_to_ends_like_one_that_was_left_alone(corpus, tmp_path):

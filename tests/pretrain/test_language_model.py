@@ -169,6 +169,7 @@ def test_what_follows_from_a_field_also_follows_its_override(corpus, tmp_path):
         LanguageModelTask(str(shape), [str(corpus["train"])], model_overrides={"num_key_value_heads": 3})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_torchrun_trains_on_the_same_samples_to_the_same_loss_as_this_process(tmp_path, tiny_arguments):

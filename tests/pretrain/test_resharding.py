@@ -123,6 +123,7 @@ def test_every_pair_of_ranks_and_of_stages_is_there() -> None:
     assert {before.optimizer for before, _ in PLAIN} == {"adamw", "muon"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("number", range(len(CHANGES)), ids=["/".join(map(str, (*a, *b))) for a, b in CHANGES])

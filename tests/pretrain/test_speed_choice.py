@@ -124,6 +124,7 @@ def test_a_continued_run_keeps_its_choice_and_never_measures(tmp_path, bf16):
     assert settle(over, ALONE, LONG, Stopwatch(ON_AMX)).compile is False  # a run that starts over is measured anew
 
 
+@pytest.mark.long
 def test_a_run_that_measured_is_continued_to_the_bit(tmp_path, bf16, monkeypatch):
     watch = Stopwatch({("fp32", False): 1e-3, ("bf16", False): 0.5e-3})
     monkeypatch.setattr(pretrain.speed_choice, "WORTH_SECONDS", 0.0)

@@ -58,6 +58,7 @@ def on_both(hosts: TwoHosts, script: str, words: list[str], folder: Path) -> Non
         assert exit_code(process, log) == 0, log.read_text()[-4000:]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_host_that_is_cut_off_is_named_and_the_run_continues(hosts, tmp_path):
