@@ -37,14 +37,10 @@ class Step:
 class PreparedGrid(Grid):
     """A grid with definitions and a preparation. `{name}` in any string stands for a definition."""
 
-    preparation: list[dict[str, str]] = field(default_factory=list)
-    """Commands to run first, in order; fields of `Step`."""
+    preparation: list[Step] = field(default_factory=list)
+    """Commands to run first, in order."""
     definitions: dict[str, str | None] = field(default_factory=dict)
     """Values for `{name}`, in which those above can be used; one that is null must be given on the command line."""
-
-    def steps_before(self) -> list[Step]:
-        """The preparation."""
-        return [Step(**fields) for fields in self.preparation]
 
 
 PreparedType = TypeVar("PreparedType", bound=PreparedGrid)
@@ -115,7 +111,7 @@ def prepare(grid: PreparedGrid) -> None:
     from pretrain.quickstarts.commands_once import Pipeline
 
     pipeline = Pipeline(Path(grid.output))
-    for step in grid.steps_before():
+    for step in grid.preparation:
         words = shlex.split(step.command)
         words = [sys.executable, *words[1:]] if words[0] == "python" else words
         pipeline.run(step.name, step.title, Path(step.output), *words)

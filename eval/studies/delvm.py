@@ -93,53 +93,33 @@ class Delvm(PreparedGrid):
     """What to call each variant in the tables."""
     scarce: list[str]
     """Tasks with few pairs, names among the validation sets."""
-    balance: dict[str, str]
-    """Fields of `Balance`."""
-    distilled: dict[str, Any] | None = None
-    """Fields of `Distilled`."""
-    dose: dict[str, Any] | None = None
-    """Fields of `Dose`."""
-    prompted: dict[str, Any] | None = None
-    """Fields of `Prompted`."""
+    balance: Balance
+    """The 2 x 2."""
+    distilled: Distilled | None = None
+    """The students, if there are any."""
+    dose: Dose | None = None
+    """The dose curve, if there is one."""
+    prompted: Prompted | None = None
+    """What is asked of the trained models, if anything."""
     runs: dict[str, str] = field(default_factory=dict)
     """{title: directory} of runs that the preparation trains and that are measured like cells."""
     sentences: int = 50
     """Training sentences per source on which the train-validation gap is measured."""
 
     def __post_init__(self) -> None:
-        parts = [*self.balanced.arms()]
-        if (distilled := self.distillation) is not None:
-            parts += [distilled.plain, distilled.longer, *distilled.students]
-        if (dose := self.doses) is not None:
-            parts += [dose.base, *dose.copies, *dose.images]
-        if (prompted := self.prompting) is not None:
-            parts += [prompted.main, *prompted.variants]
+        parts = [*self.balance.arms()]
+        if self.distilled is not None:
+            parts += [self.distilled.plain, self.distilled.longer, *self.distilled.students]
+        if self.dose is not None:
+            parts += [self.dose.base, *self.dose.copies, *self.dose.images]
+        if self.prompted is not None:
+            parts += [self.prompted.main, *self.prompted.variants]
         for name in parts:
             if name not in self.variants:
                 raise ValueError(f"{name!r} is not among the variants")
         for name in self.variants:
             if name not in self.titles:
                 raise ValueError(f"titles: there is none for {name!r}")
-
-    @property
-    def balanced(self) -> Balance:
-        """The 2 x 2."""
-        return Balance(**self.balance)
-
-    @property
-    def distillation(self) -> Distilled | None:
-        """The students, if there are any."""
-        return None if self.distilled is None else Distilled(**self.distilled)
-
-    @property
-    def doses(self) -> Dose | None:
-        """The dose curve, if there is one."""
-        return None if self.dose is None else Dose(**self.dose)
-
-    @property
-    def prompting(self) -> Prompted | None:
-        """What is asked of the trained models, if anything."""
-        return None if self.prompted is None else Prompted(**self.prompted)
 
 
 def measure_run(directory: Path, sentences: int) -> dict[str, Any]:
@@ -203,7 +183,7 @@ def prompt_models(grid: Delvm) -> dict[str, Any] | None:
     """`eval vision` on the models trained so far, kept in OUTPUT/vision/vision.json until there are others."""
     from eval.prompting.run import run as run_vision
 
-    if (prompted := grid.prompting) is None:
+    if (prompted := grid.prompted) is None:
         return None
     path = Path(grid.output) / "vision" / "vision.json"
     cells = [make_cell(grid, variant, seed) for variant in prompted.variants for seed in grid.seeds]

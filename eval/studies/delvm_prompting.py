@@ -30,7 +30,7 @@ def prompting_section(grid: Delvm, vision: Mapping[str, Any], pictures: Path, fo
     for name, found in vision["models"].items():
         variant, _, seed = name.rpartition("/seed")
         models.setdefault(variant, {})[int(seed)] = found
-    prompted = grid.prompting
+    prompted = grid.prompted
     if prompted is None or prompted.main not in models:
         return []
     main = models[prompted.main]

@@ -43,7 +43,7 @@ def write_delvm_report(
     Raises:
         GridError: the 2 x 2 has no finished cell yet.
     """
-    if not any(arm in measured for arm in grid.balanced.arms()):
+    if not any(arm in measured for arm in grid.balance.arms()):
         raise GridError(f"{grid.output}: no finished cell of the 2 x 2 yet")
     path, folder = Path(grid.report), Path(grid.report).with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def in_seeds(holds: Sequence[bool]) -> str:
 
 def balance_section(grid: Delvm, measured: Measured, folder: Path) -> list[str]:
     """The 2 x 2: losses, gaps, differences from both baselines, what the claims say and what was found."""
-    arms = [arm for arm in grid.balanced.arms() if arm in measured]
+    arms = [arm for arm in grid.balance.arms() if arm in measured]
     tasks = list(next(iter(measured[arms[0]].values()))["tasks"])
     rows = []
     for task in tasks:
@@ -154,7 +154,7 @@ def balance_section(grid: Delvm, measured: Measured, folder: Path) -> list[str]:
 
 def balance_differences(grid: Delvm, measured: Measured, tasks: Sequence[str]) -> list[str]:
     """A table of paired differences of the loss."""
-    arms = grid.balanced
+    arms = grid.balance
     wanted = [
         (arms.augment, arms.resampling),
         (arms.augment, arms.mixture),
@@ -176,7 +176,7 @@ def _difference(measured: Measured, variant: str, base: str, task: str, name: st
 
 def balance_verdicts(grid: Delvm, measured: Measured, tasks: Sequence[str]) -> list[str]:
     """What the paper claims of the arms (spec 9.4 and 11.18), and whether it was found."""
-    arms = grid.balanced
+    arms = grid.balance
     if not all(arm in measured for arm in arms.arms()):
         return ["the 2 x 2 is not complete"]
     seeds = [seed for seed in grid.seeds if all(seed in measured[arm] for arm in arms.arms())]
@@ -216,7 +216,7 @@ def balance_verdicts(grid: Delvm, measured: Measured, tasks: Sequence[str]) -> l
 
 def distillation_section(grid: Delvm, measured: Measured, runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Students with a teacher against labels only, at equal steps and at equal compute."""
-    found = grid.distillation
+    found = grid.distilled
     if found is None or found.plain not in measured:
         return []
     teacher = next((run for title, run in runs.items() if grid.runs[title] == found.teacher), None)
@@ -268,7 +268,7 @@ def _share_of_gap(measured: Measured, arm: str, plain: str, teacher: Mapping[str
 
 def dose_section(grid: Delvm, measured: Measured, folder: Path) -> list[str]:
     """Claim 1: augmented copies against new images, one task alone."""
-    dose = grid.doses
+    dose = grid.dose
     if dose is None or dose.base not in measured:
         return []
     base = values(measured[dose.base], dose.task)

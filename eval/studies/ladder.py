@@ -44,8 +44,8 @@ class Ladder(PreparedGrid):
     """What to call each variant in the tables."""
     paper: dict[str, float] = field(default_factory=dict)
     """The gain that the paper reports for a row, in points of its average score."""
-    comparisons: list[dict[str, Any]] = field(default_factory=list)
-    """Controls; fields of `Comparison`."""
+    comparisons: list[Comparison] = field(default_factory=list)
+    """Controls."""
     tolerance: float = 0.03
     """Largest relative distance of a row's parameters from the first row's."""
     benchmarks: str | None = None
@@ -56,18 +56,12 @@ class Ladder(PreparedGrid):
     """Documents per task, or the share of them below 1."""
 
     def __post_init__(self) -> None:
-        for name in (*self.rows, *(n for c in self.comparisons for n in (c["base"], *c["variants"]))):
+        for name in (*self.rows, *(n for c in self.comparisons for n in (c.base, *c.variants))):
             if name not in self.variants:
                 raise ValueError(f"{name!r} is not among the variants")
         for name in self.variants:
             if name not in self.titles:
                 raise ValueError(f"titles: there is none for {name!r}")
-        self.compared()
-        self.steps_before()
-
-    def compared(self) -> list[Comparison]:
-        """The controls."""
-        return [Comparison(**fields) for fields in self.comparisons]
 
 
 def read_ladder(path: Path, given: Mapping[str, str]) -> Ladder:

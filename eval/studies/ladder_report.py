@@ -56,7 +56,7 @@ def write_ladder_report(ladder: Ladder, measured: Measured, options: LadderOptio
         f"![the ladder]({plot.parent.name}/{plot.name})",
         "",
     ]
-    for comparison in ladder.compared():
+    for comparison in ladder.comparisons:
         if comparison.base in measured:
             lines += comparison_section(ladder, comparison, measured)
     if ladder.tasks:

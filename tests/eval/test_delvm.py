@@ -141,8 +141,8 @@ def test_the_whole_experiment_and_then_nothing_twice(experiment, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"balance": {"mixture": "other"}}, "missing 3 required positional arguments"),
-        ({"scarce": None, "titles": {"mixture": "M"}}, "titles: there is none for 'aug_natural'"),
+        ({"balance": {"mixture": "other"}}, "balance: missing fields: aug_natural, resampling, augment"),
+        ({"titles": {"mixture": "M"}}, "titles: there is none for 'aug_natural'"),
         (
             {"dose": {"task": "edge", "base": "nobody", "copies": {}, "images": {}}},
             "'nobody' is not among the variants",
@@ -210,15 +210,15 @@ def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares(monkeypatch):
     trained = [words[2:] for words in commands if words[1] == "pretrain/train.py"]
     trained += [list(cell.arguments) for cell in cells(grid) if cell.seed == grid.seeds[0]]
     tasks = {config.output: config.task for config, _ in map(parse, trained)}
-    assert tasks[grid.distillation.teacher].model_config.hidden_size == 160
+    assert tasks[grid.distilled.teacher].model_config.hidden_size == 160
     kd_only = tasks[f"{grid.output}/kd_only/seed1"]
     assert (kd_only.distillation.weight_gt, kd_only.distillation.weight_kd) == (0, 1)
-    arms = [cell for cell in cells(grid) if cell.variant in grid.balanced.arms()]
+    arms = [cell for cell in cells(grid) if cell.variant in grid.balance.arms()]
     assert {planned_steps(cell) for cell in arms} == {300}
     # Equal compute (spec 9.5): a step with a teacher costs (3 N_S + N_T) / (3 N_S) plain ones.
     definitions = yaml.safe_load((root / "configs/delvm/studies/experiment_cpu.yaml").read_text())["definitions"]
     student = yaml.safe_load((root / "configs/delvm/models/pilot_cpu.yaml").read_text())
     teacher = {**student, **yaml.safe_load(definitions["teacher_shape"])}
     costs = [count_flops(load_model_config(shape), 511).forward_per_token for shape in (student, teacher)]
-    longer = next(cell for cell in cells(grid) if cell.variant == grid.distillation.longer)
+    longer = next(cell for cell in cells(grid) if cell.variant == grid.distilled.longer)
     assert planned_steps(longer) == pytest.approx(300 * (3 * costs[0] + costs[1]) / (3 * costs[0]), abs=1)

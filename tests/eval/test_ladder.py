@@ -100,7 +100,7 @@ def test_definitions_fill_every_string(ladder_file):
         ({}, ["donor=package:nobody_has_this"], "no installed package 'nobody_has_this'"),
         ({"rows": ["base", "other"]}, ["donor=x"], "'other' is not among the variants"),
         ({"titles": {"base": "B"}}, ["donor=x"], "titles: there is none for 'better'"),
-        ({"preparation": [{"nome": "x"}]}, ["donor=x"], "nome"),
+        ({"preparation": [{"nome": "x"}]}, ["donor=x"], "preparation: 0: unknown field 'nome'; did you mean 'name'?"),
         ({"launcher": [sys.executable, "-c", "raise SystemExit('no luck')"]}, ["donor=x"], "no luck"),
         (
             {"preparation": [{"name": "n", "title": "t", "output": "o", "command": "false"}]},

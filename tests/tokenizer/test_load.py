@@ -65,7 +65,7 @@ def test_hash_is_stable_and_tells_tokenizers_apart(
     train_tokenizer(train)
     hashes = {tokenizer_hash(path) for path in (trained("bpe"), trained("unigram"), tmp_path)}
     assert len(hashes) == 3
-    program = f"from tokenizer import tokenizer_hash; print(tokenizer_hash({str(trained('bpe'))!r}))"
+    program = f"from tokenizer.fingerprint import tokenizer_hash; print(tokenizer_hash({str(trained('bpe'))!r}))"
     other_process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert other_process.stdout.strip() == tokenizer_hash(trained("bpe"))
 
