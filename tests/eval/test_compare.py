@@ -166,7 +166,7 @@ def test_the_shipped_mixture_draws_what_its_axis_says(monkeypatch):
             drawn = 0 if task.synthetic is None else task.synthetic.size
             assert drawn / 2000 == grid.axis[cell.variant] and task.weights is None and task.copies == 0
             assert task.train == ["DIR/iiit5k_train.parquet"]
-            assert task.initial_weights == grid.steps_before()[-1].output and (drawn == 0 or task.synthetic.seed == 1)
+            assert task.initial_weights == grid.preparation[-1].output and (drawn == 0 or task.synthetic.seed == 1)
 
 
 def test_the_shipped_search_for_the_setting_changes_one_part_at_a_time(monkeypatch):
@@ -174,7 +174,7 @@ def test_the_shipped_search_for_the_setting_changes_one_part_at_a_time(monkeypat
 
     monkeypatch.chdir(ROOT)
     grid = read_prepared_grid(ROOT / "configs/ocr/studies/plateau_cpu.yaml", {"words": "W"}, Comparison)
-    stores = {step.output for step in grid.steps_before()}
+    stores = {step.output for step in grid.preparation}
     for cell in cells(grid):
         config = parse(cell.arguments)[0]
         assert config.steps * config.batch.size == 16_000

@@ -198,7 +198,7 @@ def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares(monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     grid = read_prepared_grid(root / "configs/delvm/studies/experiment_cpu.yaml", {"data": "DATA"}, Delvm)
-    made = {step.output for step in grid.steps_before()}
+    made = {step.output for step in grid.preparation}
     for cell in cells(grid):
         task = cell.identity["config"]["task"]["init_args"] | {
             name.removeprefix("task."): value for name, value in cell.identity["overrides"].items()
@@ -206,7 +206,7 @@ def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares(monkeypatch):
         assert len(task["train"]) == len(task["weights"])
         assert {*task["train"], *task["valid"].values()} <= made, cell.variant
         assert task.get("teacher", next(iter(made))) in made
-    commands = [shlex.split(step.command) for step in grid.steps_before()]
+    commands = [shlex.split(step.command) for step in grid.preparation]
     trained = [words[2:] for words in commands if words[1] == "pretrain/train.py"]
     trained += [list(cell.arguments) for cell in cells(grid) if cell.seed == grid.seeds[0]]
     tasks = {config.output: config.task for config, _ in map(parse, trained)}

@@ -329,7 +329,7 @@ def test_the_shipped_grids_of_words_are_readable(monkeypatch, name, count):
     assert len(made) == count and len({cell.directory for cell in made}) == len(made)
     seen = {planned_steps(cell) for cell in made}
     assert len(seen) == 1  # the same number of images in every cell
-    commands = {step.output: step.command for step in grid.steps_before()}
+    commands = {step.output: step.command for step in grid.preparation}
     for volume in grid.volumes.values():
         (store,) = volume["task.train"]
         assert f" --size {volume['amount']} " in commands[store] and " --seed " not in commands[store]
