@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -63,6 +64,11 @@ class Scaling(MeasuredGrid):
             raise ValueError("interior: false leaves the cells of the margins, but margins names no sizes or volumes")
         if self.resamples < 1:
             raise ValueError(f"resamples: must be at least 1, got {self.resamples}")
+        self.all_variants  # noqa: B018  two fields may set the same
+
+    @cached_property
+    def all_variants(self) -> dict[str, dict[str, Any]]:
+        """SIZE_VOLUME -> the overrides of both."""
         made = {}
         for size, volume in product(self.sizes, self.volumes):
             if not (self.interior or self._on_margins(size, volume)):
@@ -71,7 +77,7 @@ class Scaling(MeasuredGrid):
             if both := sorted(set(overrides) & set(self.sizes[size])):
                 raise ValueError(f"sizes.{size} and volumes.{volume} both set {both[0]}")
             made[variant_name(size, volume)] = {**self.sizes[size], **overrides}
-        object.__setattr__(self, "variants", made)
+        return made
 
     def seeds_of(self, variant: str) -> list[int]:
         """`seeds`, and those of the margins for the cells on them."""

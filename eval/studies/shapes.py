@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ class Shapes(Grid):
             raise ValueError("variants: a shape sweep finds its own; give parameters, depths and widths")
         if wrong := [width for width in self.widths if width % self.head_dim]:
             raise ValueError(f"widths: {wrong[0]} is no multiple of head_dim {self.head_dim}")
+        self.all_variants  # noqa: B018  there must be enough of them
+
+    @cached_property
+    def all_variants(self) -> dict[str, dict[str, Any]]:
+        """The shapes of this budget, by name."""
         found = {shape.name: {"task.model_overrides": {**self.model, **shape.fields()}} for shape in find_shapes(self)}
         if len(found) < SMALLEST_SWEEP:
             raise ValueError(
@@ -89,7 +95,7 @@ class Shapes(Grid):
                 f"an FFN rate of {self.ffn_rates[0]:g} to {self.ffn_rates[1]:g}; a sweep needs {SMALLEST_SWEEP}: give "
                 "more depths or widths, or a wider range of rates"
             )
-        object.__setattr__(self, "variants", found)
+        return found
 
 
 def find_shapes(sweep: Shapes) -> Iterator[Shape]:

@@ -54,7 +54,7 @@ def test_shapes_meet_the_budget_and_none_is_missed(sweep_file):
     sweep = read_grid(sweep_file, Shapes)
     found = {shape.name for shape in find_shapes(sweep)}
     assert len(found) >= 8
-    for name, overrides in sweep.variants.items():
+    for name, overrides in sweep.all_variants.items():
         size = count_parameters(load_model_config(overrides["task.model_overrides"])).total
         assert abs(size / 100_000 - 1) <= 0.03 and name in found
     for width in sweep.widths:  # by trying every FFN size
