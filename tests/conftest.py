@@ -37,6 +37,16 @@ def _interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, previous)
 
 
+@pytest.fixture(autouse=True)
+def _hears_signals(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Says which test leaves signals held back: one sent later would come when Python's own handlers are back, and end
+    the worker."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    after = signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert after == before, f"{request.node.nodeid} left {sorted(after)} held back, before it were {sorted(before)}"
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real corpora and benchmarks that developers keep beside the checkout; the test skips without it."""
