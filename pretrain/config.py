@@ -17,6 +17,7 @@ from pretrain.hooks import EvaluationHook
 from pretrain.rate_rules import BatchRule, WidthRule
 from pretrain.schedule import ScheduleConfig, fall
 from pretrain.tasks.base import Task
+from pretrain.tasks.facts import check_declared
 
 SMALLEST = {
     "steps": 1,
@@ -331,6 +332,8 @@ class TrainConfig:
                     "it must be adamw or muon"
                 )
             object.__setattr__(self, "optimizer", replace(self.optimizer, name=self.task.default_optimizer))
+        if problem := check_declared(self.task):
+            raise ConfigurationError(problem)
         for name, smallest in SMALLEST.items():
             value = attrgetter(name)(self)
             if value is not None and not value >= smallest:

@@ -40,6 +40,7 @@ from pretrain.rounds.loss_record import LossRecord
 from pretrain.rounds.multi_round import MultiRound
 from pretrain.speed_choice import settle
 from pretrain.stop_signal import StopSignal
+from pretrain.tasks.facts import write_facts
 from pretrain.training_step import Step, TrainingStep, with_next
 from pretrain.transfers import on_device
 from pretrain.validation import validate_all
@@ -260,6 +261,7 @@ class Trainer:
             order = self.order.identity() | self.task.replay_description()
             content = json.dumps(order, indent=1, ensure_ascii=False)
             write_whole(self.directory / "order.json", content.encode())
+            write_facts(self.task, self.directory)
 
     def _audit(self, engine: Engine, position: Position) -> None:
         samples = [

@@ -1,4 +1,4 @@
-"""What is measured on a trained cell, whatever it trains; further measurements are chosen by the cell's task.
+"""What is measured on a trained cell, whatever it trains; its task declares what is measured besides.
 
     any task            parameters, samples seen, training FLOPs, seconds, validation losses, learning curve
     word recognition    word accuracy on benchmarks and on a held-out store, image by image (`eval/words/ocr.py`)
@@ -8,7 +8,6 @@ Language models need no measurement of their own: bits per byte and perplexity a
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -20,13 +19,12 @@ import numpy as np
 from eval.grid.grid import Cell, GridError, planned_steps, training_facts, validation_numbers
 from eval.grid.preparation import PreparedGrid
 from eval.grid.statistics import Measured
+from pretrain.tasks.facts import UNDECLARED, declared_function
 
 if TYPE_CHECKING:
     from eval.words.ocr import Benchmark
     from pretrain.tasks import Task
 
-MEASUREMENTS = {"pretrain.tasks.word_recognition.WordRecognitionTask": "measure_words"}
-"""Class of a task -> function of this module that measures more of it; holds for its subclasses too."""
 BENCHMARKS, HELD_OUT = "benchmarks", "held_out"
 
 
@@ -65,15 +63,35 @@ def measure_cell(cell: Cell, grid: MeasuredGrid) -> dict[str, Any]:
         "flops": samples * task.flops_per_sample(),
         "curve": [[row["step"], validation_numbers(row)] for row in read_run(cell.directory).rows["valid"]],
     }
-    for measurement in measurements_of(task):
-        measured |= getattr(importlib.import_module(__name__), measurement)(checkpoint, grid)
-    return measured
+    return measured | measure_more(task, checkpoint, grid)
 
 
-def measurements_of(task: Task) -> list[str]:
-    """Names of the functions that measure more of a task, without importing other tasks."""
-    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(task).__mro__]
-    return [MEASUREMENTS[name] for name in names if name in MEASUREMENTS]
+def measure_more(task: Task, checkpoint: Path, grid: MeasuredGrid) -> dict[str, Any]:
+    """What the measurement that the task declares finds. A task that declares none is told of, once.
+
+    Raises:
+        GridError: it declares a function that is not there, or that does not return numbers by name.
+    """
+    if task.measurement == UNDECLARED:
+        _say_undeclared(type(task))
+        return {}
+    try:
+        measurement = declared_function(task)
+    except ValueError as error:
+        raise GridError(str(error)) from None
+    found = {} if measurement is None else measurement(checkpoint, grid)
+    if not isinstance(found, dict):
+        raise GridError(f"{task.measurement} returned {type(found).__name__}; it must return numbers by name")
+    return found
+
+
+@cache
+def _say_undeclared(kind: type[Task]) -> None:
+    print(
+        f"{kind.__name__} declares no measurement: its cells have validation numbers alone "
+        "(docs/add_a_measurement.md; `measurement = None` says that these are all)",
+        flush=True,
+    )
 
 
 def measure_words(checkpoint: Path, grid: MeasuredGrid) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from common.untrusted_files import read_json, read_yaml, typed
 from eval.report.pictures import CAPTIONS, Picture, read_pictures
+from pretrain.tasks.facts import NAME as TASK_FILE
+from pretrain.tasks.facts import Facts, read_facts
 
 Row = dict[str, Any]
 Lines = dict[str, tuple[list[float], list[float]]]
 """{name: (steps, values)}."""
-TEXT_TASKS = ("LanguageModelTask", "")
-"""Tasks whose runs come with generated text; the empty name is a run that does not say what it trained."""
 
 
 class RunNotFoundError(FileNotFoundError):
@@ -39,14 +39,10 @@ class RunRecord:
     """samples.json: generated text, each with ``prompt`` and ``text``."""
     pictures: list[Picture] = field(default_factory=list)
     """eval/*.png."""
+    facts: Facts = field(default_factory=lambda: Facts("", text_samples=True))
+    """What its task declares."""
     missing: list[str] = field(default_factory=list)
     """What a complete run has and this one lacks or has in an unreadable form, one sentence each."""
-
-    @property
-    def task(self) -> str:
-        """Class name of what was trained, without its module; empty where config.yaml does not say."""
-        task = self.config.get("task")
-        return str(task.get("class_path", "")).rpartition(".")[2] if isinstance(task, dict) else ""
 
     @property
     def unit(self) -> str | None:
@@ -93,8 +89,10 @@ def read_run(directory: Path) -> RunRecord:
     record = RunRecord(directory)
     _read_metrics(record)
     for name, kind in (("config.yaml", dict), ("audit.json", dict), ("samples.json", list)):
-        if name == "samples.json" and record.task not in TEXT_TASKS and not (directory / name).is_file():
-            continue
+        if name == "samples.json":
+            _read_facts(record)
+            if not (record.facts.text_samples or (directory / name).is_file()):
+                continue
         value = _read(record, name, kind)
         if value is not None:
             setattr(record, name.partition(".")[0], value)
@@ -109,6 +107,19 @@ def read_run(directory: Path) -> RunRecord:
     if not record.evaluations:
         record.missing.append("eval/*.json: no evaluation was run")
     return record
+
+
+def _read_facts(record: RunRecord) -> None:
+    task = record.config.get("task")
+    class_path = str(task.get("class_path", "")) if isinstance(task, dict) else ""
+    if not class_path:
+        return
+    try:
+        record.facts = read_facts(record.directory, class_path)
+    except ValueError as error:
+        record.missing.append(f"{TASK_FILE} cannot be read: {error}")
+    if record.facts.suggestions is None:
+        record.missing.append(f"suggestions: {class_path} declares none (docs/add_a_task.md)")
 
 
 def _read_metrics(record: RunRecord) -> None:

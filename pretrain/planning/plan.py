@@ -271,12 +271,11 @@ class _Tracer:
 
     def __init__(self, task: Task, size: int, device: Device) -> None:
         self.task, self.size, self.how = task, size, ""
-        shape = getattr(task, "model_config", None)
-        self.vocabulary = getattr(shape, "vocab_size", None) if hasattr(task, "loss_chunk_elements") else None
+        self.vocabulary = task.loss_vocabulary()
         self.layout: LossLayout | None = None
         if self.vocabulary is not None:
             # Every accelerator that plans know is NVIDIA's, where torch brings what the fused loss needs.
-            own, on_cuda = task.loss_chunk_elements, device.kind != "cpu"  # type: ignore[attr-defined]
+            own, on_cuda = task.loss_chunk_elements, device.kind != "cpu"
             kind = "cuda" if on_cuda else "cpu"
             self.layout = choose_layout(kind, device.memory, self.vocabulary, own, fused=on_cuda, wide=on_cuda)
         self._found: dict[Any, ActivationMemory] = {}
@@ -288,7 +287,7 @@ class _Tracer:
             if self.layout is not None and self.vocabulary is not None:
                 task, row = copy.copy(task), self.layout.row(self.vocabulary)
                 layout = self.layout if chunked else replace(self.layout, tokens=2**62)
-                task.loss_chunk_elements = layout  # type: ignore[attr-defined]
+                task.loss_chunk_elements = layout
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             self._found[key], self.how = measure(task, self.size, dtype, checkpointing, row)
         return self._found[key]
@@ -333,6 +332,5 @@ def _choice(
 
 def _shards(task: Task, tokens: int) -> float | None:
     """Bytes of token shards that one pass over the data of round 1 reads."""
-    if not hasattr(task, "loss_chunk_elements"):
-        return None
-    return float(tokens * (2 if task.model_config.vocab_size <= 2**16 else 4))  # type: ignore[attr-defined]
+    vocabulary = task.loss_vocabulary()
+    return None if vocabulary is None else float(tokens * (2 if vocabulary <= 2**16 else 4))

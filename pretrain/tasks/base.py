@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from data_pipeline.loader import Batch
 from data_pipeline.source import Source
 from pretrain.compilation import blocks_of, compile_blocks
+from pretrain.losses.loss_layout import LossLayout
+from pretrain.tasks.facts import UNDECLARED, Suggestion
 
 
 class LossOutput(NamedTuple):
@@ -47,6 +49,19 @@ class Task(ABC):
     """What `optimizer.name: auto` takes."""
     mean_metrics: ClassVar[tuple[str, ...]] = ()
     """Names of `validation_metrics` whose mean over the held-out sources is reported too."""
+    kind: ClassVar[str] = "model"
+    """What is trained, in a word or two, for reports."""
+    measurement: ClassVar[str | None] = UNDECLARED
+    """`module:function`, called by grids as `function(checkpoint, grid)` on every trained cell, whose numbers join the
+    cell's; None where validation says everything (docs/add_a_measurement.md)."""
+    suggestions: ClassVar[tuple[Suggestion, ...] | None] = None
+    """What the report offers to try next."""
+    more_data: ClassVar[str] = ""
+    """The command that makes more of what is trained on, for the report."""
+    loss_chunk_elements: int | LossLayout | None = None
+    """Logits that exist at one time, of a task with a `loss_vocabulary`; None takes what suits the device."""
+    text_samples: ClassVar[bool] = False
+    """Whether runs come with generated text (samples.json)."""
 
     @abstractmethod
     def build_model(self, seed: int) -> nn.Module:
@@ -154,6 +169,11 @@ class Task(ABC):
     def replay_description(self) -> dict[str, Any]:
         """What `python -m data_pipeline replay` needs to open the training data again."""
         return {}
+
+    def loss_vocabulary(self) -> int | None:
+        """Classes of a loss that is computed in chunks of `loss_chunk_elements` logits (pretrain/losses/), for plans;
+        None where the loss has no such chunks."""
+        return None
 
     def audit(self, model: nn.Module, batch: Batch) -> dict[str, str]:
         """Rows for the step-0 audit table: claims checked on a real batch. Raises if a check fails."""

@@ -38,7 +38,7 @@ from pretrain.attention import AUTO, Choice, built_with, decide, last_hidden
 from pretrain.attention_checks import check_rotary
 from pretrain.errors import ConfigurationError
 from pretrain.losses.chunked_cross_entropy import IGNORE_INDEX, Criterion, CrossEntropy, linear_loss
-from pretrain.losses.loss_layout import LossLayout, describe_layout
+from pretrain.losses.loss_layout import describe_layout
 from pretrain.losses.token_distillation import Distillation, DistillationConfig
 from pretrain.tasks.base import LossOutput, Task, seeded_build
 from pretrain.tasks.teacher import Teacher
@@ -73,6 +73,7 @@ class DecoderTask(Task):
             5, has 1e-4); every loss that is reported is without it.
     """
 
+    measurement = None  # its validation says everything
     accuracy = False
     """Whether to log how often the label is the most likely token."""
     document_mask = False
@@ -108,7 +109,7 @@ class DecoderTask(Task):
                 f"task.loss_chunk_elements is {loss_chunk_elements}; it must be at least 1, or null"
             )
         self.attention, self.initial_weights = attention, initial_weights
-        self.loss_chunk_elements: int | LossLayout | None = loss_chunk_elements
+        self.loss_chunk_elements = loss_chunk_elements
         """What `linear_loss` takes; a plan sets the layout of the device that it is for."""
         if not 0 <= z_loss < math.inf:
             raise ConfigurationError(f"task.z_loss is {z_loss}; it must be at least 0, such as 1e-4")
@@ -319,6 +320,9 @@ class DecoderTask(Task):
         if self.teacher is not None:
             identity["teacher"] = {"files": self.teacher.identity(), **asdict(self.distillation)}
         return identity
+
+    def loss_vocabulary(self) -> int:
+        return self.model_config.vocab_size
 
     def replay_description(self) -> dict[str, Any]:
         return {

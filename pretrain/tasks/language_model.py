@@ -18,6 +18,7 @@ from data_pipeline.loader import Batch
 from data_pipeline.shards.token_source import TokenSource
 from pretrain.attention_checks import check_document_isolation
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
+from pretrain.tasks.facts import Suggestion
 from tokenizer.fingerprint import tokenizer_hash
 from tokenizer.load import load_tokenizer
 
@@ -33,6 +34,24 @@ class LanguageModelTask(DecoderTask):
     """
 
     default_optimizer = "muon"
+    kind = "language model"
+    text_samples = True
+    more_data = "python -m data_pipeline prepare --input MORE.jsonl --tokenizer {checkpoint}/tokenizer --output MORE"
+    suggestions = (
+        Suggestion("No benchmark has been run.", "python -m eval lm --model {run} --tasks piqa,arc_easy,blimp", True),
+        Suggestion(
+            "See whether features collapse with depth.",
+            "python -m eval collapse --model {run} --text HELD_OUT.jsonl --output {run}/eval",
+        ),
+        Suggestion(
+            "Use the model anywhere: transformers format, checked.",
+            "python -m arch export --model {checkpoint} --out {run}/export",
+        ),
+        Suggestion(
+            "The whole PanGu-pi benchmark set from local files.",
+            "python -m eval lm --model {run} --data BENCHMARKS --tasks pangu_pi",
+        ),
+    )
     mean_metrics = ("bits_per_byte",)
 
     def __init__(self, *shared: Any, sequence_length: int = 512, document_mask: bool = True, **decoder: Any) -> None:

@@ -31,6 +31,7 @@ from pretrain.errors import ConfigurationError
 from pretrain.losses.visual_sentences import sentence_means
 from pretrain.tasks.base import seeded_build
 from pretrain.tasks.decoder import SPECIAL_TOKENS, DecoderTask
+from pretrain.tasks.facts import Suggestion
 from tokenizer.visual.base import VisualTokenizer, VisualTokenizerError
 from tokenizer.visual.load import load_visual_tokenizer
 
@@ -50,6 +51,26 @@ class VisualSentenceTask(DecoderTask):
     """
 
     accuracy = True
+    kind = "visual language model"
+    more_data = (
+        "python -m data_pipeline prepare --input MORE_PHOTOGRAPHS/ --tokenizer {checkpoint}/tokenizer "
+        "--pairs.task edges --output MORE"
+    )
+    suggestions = (
+        Suggestion(
+            "Train on photographs of your own.",
+            "python -m pretrain vision --images MY_PHOTOGRAPHS/ --output runs/my-vision",
+        ),
+        Suggestion(
+            "See what the visual tokenizer alone loses: no answer can be sharper than its reconstructions.",
+            "python -m tokenizer visual inspect --tokenizer {checkpoint}/tokenizer --images MY_PHOTOGRAPHS/ "
+            "--output {run}/eval",
+        ),
+        Suggestion(
+            "Show the tasks with other pairs: sets of your own, one to three examples before the question.",
+            "python -m eval vision --model {run} --sets MY_SETS.yaml --output {run}/eval",
+        ),
+    )
 
     def __init__(
         self,

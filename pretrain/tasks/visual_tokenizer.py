@@ -71,6 +71,10 @@ class VisualTokenizerTask(Task):
         initial_weights: a visual tokenizer, or a run of one, of the same shape to start from.
     """
 
+    kind = "visual tokenizer"
+    measurement = None  # its validation says everything
+    suggestions = ()
+
     def __init__(
         self,
         model: str,

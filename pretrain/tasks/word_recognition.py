@@ -33,6 +33,7 @@ from data_pipeline.words.source import WordSource
 from data_pipeline.words.synthetic import SynthConfig, SynthWords
 from pretrain.errors import ConfigurationError
 from pretrain.tasks.base import LossOutput, Task, seeded_build
+from pretrain.tasks.facts import Suggestion
 from pretrain.transfers import on_device
 from tokenizer.characters import CharacterTokenizer, CharsetError, read_charset
 
@@ -62,6 +63,23 @@ class WordRecognitionTask(Task):
     config_file: ClassVar[str] = CONFIG_FILE
     """What `save_pretrained` writes beside the weights."""
     default_optimizer: ClassVar[Literal["adamw", "muon"]] = "muon"
+    kind = "word recogniser"
+    measurement = "eval.grid.measures:measure_words"
+    more_data = "python -m data_pipeline synth-words --words MORE.txt --size 200000 --output MORE"
+    suggestions = (
+        Suggestion(
+            "Read word images of your own: a folder with the images and labels.txt (a line `file<TAB>word` for each).",
+            "python -m eval ocr --model ours={run} --data MY_WORDS/ --output {run}/eval",
+        ),
+        Suggestion(
+            "Compare with an ONNX recogniser on the same images (pip install rapidocr-onnxruntime).",
+            "python -m eval ocr --model ours={run} rapidocr --data {held_out} --output {run}/eval",
+        ),
+        Suggestion(
+            "Photographed words beside the drawn ones, augmented; mixture weights are --task.weights.",
+            """{train} --task.train '["MY_TRAINING_WORDS"]' --task.copies 4 --output {run}-photographed""",
+        ),
+    )
 
     def __init__(
         self,
