@@ -19,6 +19,7 @@ from data_pipeline.loader import Batch
 from data_pipeline.source import DocumentSpan, Source
 from pretrain.tasks import LossOutput, Task
 from pretrain.tasks.base import seeded_build
+from pretrain.tasks.facts import Suggestion
 
 HELD_OUT = 5
 """Every fifth digit is held out."""
@@ -53,6 +54,10 @@ class DigitsTask(Task):
     Args:
         width: of the hidden layer.
     """
+
+    kind = "classifier"
+    measurement = "examples.digits_measurement:confusions"
+    suggestions = (Suggestion("Try a wider layer.", "{train} --task.width 256 --output {run}-wide"),)
 
     def __init__(self, width: int = 64) -> None:
         self.width = width

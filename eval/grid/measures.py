@@ -73,7 +73,7 @@ def measure_more(task: Task, checkpoint: Path, grid: MeasuredGrid) -> dict[str, 
         GridError: it declares a function that is not there, or that does not return numbers by name.
     """
     if task.measurement == UNDECLARED:
-        _say_undeclared(type(task))
+        _say_undeclared(type(task).__name__)
         return {}
     try:
         measurement = declared_function(task)
@@ -86,9 +86,9 @@ def measure_more(task: Task, checkpoint: Path, grid: MeasuredGrid) -> dict[str, 
 
 
 @cache
-def _say_undeclared(kind: type[Task]) -> None:
+def _say_undeclared(name: str) -> None:
     print(
-        f"{kind.__name__} declares no measurement: its cells have validation numbers alone "
+        f"{name} declares no measurement: its cells have validation numbers alone "
         "(docs/add_a_measurement.md; `measurement = None` says that these are all)",
         flush=True,
     )

@@ -275,7 +275,8 @@ class _Tracer:
         self.layout: LossLayout | None = None
         if self.vocabulary is not None:
             # Every accelerator that plans know is NVIDIA's, where torch brings what the fused loss needs.
-            own, on_cuda = task.loss_chunk_elements, device.kind != "cpu"
+            asked, on_cuda = task.loss_chunk_elements, device.kind != "cpu"
+            own = asked if isinstance(asked, int) else None
             kind = "cuda" if on_cuda else "cpu"
             self.layout = choose_layout(kind, device.memory, self.vocabulary, own, fused=on_cuda, wide=on_cuda)
         self._found: dict[Any, ActivationMemory] = {}
