@@ -195,6 +195,14 @@ class Meta:
                         f"{path}: {what}: expected {expected} bytes, found {found}; copy it again or prepare again"
                     )
 
+    def map_tokens(self, directory: Path, shard: ShardMeta) -> np.memmap:
+        """The token ids of one shard [tokens], mapped into memory; `check_files` first."""
+        return np.memmap(directory / shard.file, self.dtype, mode="r")
+
+    def map_ends(self, directory: Path, shard: ShardMeta) -> np.memmap:
+        """Where each document of one shard ends, from the shard's beginning: uint64 [documents], mapped."""
+        return np.memmap(directory / f"{shard.file}.index", INDEX_DTYPE, mode="r")
+
     def _check(self, path: Path, content: Mapping[str, Any]) -> None:
         if self.token_bytes not in (2, 4):
             raise ShardError(f"{path}: expected token_bytes 2 or 4, found {self.token_bytes!r}; prepare again")
@@ -220,6 +228,11 @@ class Meta:
         length = self.tokens_per_image
         if length is not None and (type(length) is not int or length < 1):
             raise ShardError(f"{path}: inputs.tokenizer.tokens_per_image is {length!r}, expected at least 1")
+
+
+def is_shard_directory(path: Path) -> bool:
+    """Whether a directory holds finished shards."""
+    return (path / META_FILE).is_file()
 
 
 def token_bytes_for(vocab_size: int) -> int:

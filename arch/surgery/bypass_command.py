@@ -22,7 +22,8 @@ def bypass(config: BypassConfig) -> str:
 
     Raises:
         SurgeryError: a span is larger than the model is deep.
-        CalibrationError: the shards cannot be read, are too short, or hold ids that the model lacks.
+        ShardError: the shards cannot be read.
+        CalibrationError: they are too short, or hold ids that the model lacks.
     """
     shards = open_shards(config.calibration)
     model = load_donor(resolve_model(config.donor), config.device, config.dtype)

@@ -23,18 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.processes import available_cores
+from common.token_shards import is_shard_directory
 from common.vocabulary_map import MAP_FILE, VocabularyMap
 from tokenizer.compression.compress_config import CompressConfig
 from tokenizer.compression.compress_plots import plot_fit, plot_kept
 from tokenizer.compression.compress_report import CompressReport, LostPiece, PieceCount
-from tokenizer.compression.counting import (
-    CountingError,
-    Counts,
-    count_shards,
-    count_texts,
-    is_shard_directory,
-    shard_texts,
-)
+from tokenizer.compression.counting import CountingError, Counts, count_shards, count_texts, shard_texts
 from tokenizer.compression.selection import Selector
 from tokenizer.compression.sliceable import SliceableTokenizer, open_sliceable
 from tokenizer.fingerprint import tokenizer_hash
@@ -70,6 +64,7 @@ def compress(config: CompressConfig) -> CompressReport:
     Raises:
         FileNotFoundError, TokenizerLoadError: the tokenizer cannot be opened or cut.
         InvalidDocumentError, ValueError: a document or file of the corpus cannot be used; names file and line.
+        ShardError: shards that are truncated or damaged.
         CountingError: no text, or shards of another tokenizer.
         SelectionError: no vocabulary of this size; with auto, none that the rule accepts.
         CompressError: OUTPUT holds something else, or the result would lose text that the donor keeps.
