@@ -15,7 +15,6 @@ without bos and eos.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
+from common.atomic_files import write_json
 from common.errors import ShardError
 from common.untrusted_files import is_plain_name, read_json, typed
 
@@ -143,7 +143,7 @@ class Meta:
     def save(self, directory: Path) -> None:
         """Write meta.json in one atomic step; the totals are written too, for human readers."""
         totals = {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
-        write_json_atomically(directory / META_FILE, {"format_version": self.format_version, **totals, **asdict(self)})
+        write_json(directory / META_FILE, {"format_version": self.format_version, **totals, **asdict(self)})
 
     @classmethod
     def load(cls, directory: str | Path) -> "Meta":
@@ -247,17 +247,3 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_json_atomically(path: Path, content: Mapping[str, Any], ascii_only: bool = False) -> None:
-    """Write JSON under a temporary name, flush it to the disk, then rename: readers see the old file or the new one.
-
-    `ascii_only` writes everything else as escapes, even what UTF-8 cannot hold.
-    """
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=ascii_only, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

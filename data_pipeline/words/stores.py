@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Protocol
 
 import lmdb
 import pyarrow.parquet as pq
 
+from common.atomic_files import appearing_folder
 from common.folder_files import EXAMPLES, check_link, find_files, readable, tell
 from data_pipeline.errors import SourceError
 from data_pipeline.words.label_files import LABEL_FILES, find_label_file, read_label_file
@@ -213,13 +214,11 @@ class LmdbWriter:
         if path.exists():
             raise SourceError(f"{path}: is there already; choose another folder or remove it")
         self.path, self.count = path, 0
-        self._partial = path.with_name(f"{path.name}.partial")
+        self._folder = appearing_folder(path)
         self._waiting: list[tuple[bytes, bytes]] = []
 
     def __enter__(self) -> LmdbWriter:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        self._environment = lmdb.open(str(self._partial), map_size=2**40, map_async=True)
+        self._environment = lmdb.open(str(self._folder.__enter__()), map_size=2**40, map_async=True)
         return self
 
     def add(self, image: bytes, label: str) -> None:
@@ -235,13 +234,12 @@ class LmdbWriter:
                 transaction.put(key, value)
         self._waiting = []
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._waiting.append((b"num-samples", str(self.count).encode()))
             self._flush()
             self._environment.sync(True)
         self._environment.close()
-        if kind is None:
-            self._partial.rename(self.path)
-        else:
-            shutil.rmtree(self._partial, ignore_errors=True)
+        self._folder.__exit__(kind, error, trace)

@@ -11,7 +11,6 @@ Token shards need no encoding at all: their ids are counted as they lie on the d
 
 import hashlib
 import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,6 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from common.atomic_files import owned_name
 from common.processes import WorkerContext, end_with_parent
 from common.token_shards import Meta
 from tokenizer.compression.sliceable import SliceableTokenizer, open_saved_encoder
@@ -74,7 +74,7 @@ def count_texts(texts: Iterable[str], tokenizer: SliceableTokenizer, folder: Pat
     key = hashlib.sha256(content).hexdigest()
     folder = folder / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(folder / name, content)
+    _write(folder / name, content)
     parts = ((part, folder / f"{_part_key(part)}.npz") for part in _parts(texts))
     count = partial(_count_part, str(folder / name), len(tokenizer.names))
     if workers == 1:
@@ -168,7 +168,7 @@ def _count_part(encoder_file: str, vocab_size: int, texts: list[str], file: Path
     counts = Counts(per_id, len(texts), sum(len(text.encode()) for text in texts))
     content = io.BytesIO()
     np.savez(content, ids=used, counts=per_id[used], documents=counts.documents, bytes=counts.bytes)
-    _write_atomically(file, content.getvalue())
+    _write(file, content.getvalue())
     return counts
 
 
@@ -204,7 +204,8 @@ def _part_key(texts: list[str]) -> str:
     return digest.hexdigest()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial_path.write_bytes(content)
-    partial_path.replace(path)
+def _write(path: Path, content: bytes) -> None:
+    """In one step, whoever else writes the same file; not forced to disk, for it can be made again."""
+    partial = owned_name(path)
+    partial.write_bytes(content)
+    partial.replace(path)
