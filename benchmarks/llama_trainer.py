@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from common.atomic_files import appearing
+
 SHAPE = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("max_position_embeddings", "tie_word_embeddings", "rms_norm_eps"),
@@ -76,9 +78,8 @@ def write_blocks(streams: Sequence[np.ndarray], length: int, path: Path) -> None
     blocks_NS = np.concatenate([stream_T[: len(stream_T) // length * length] for stream_T in streams])
     if not blocks_NS.size:
         raise ValueError(f"none of {len(streams)} token streams has {length} tokens; give --source more text")
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, blocks_NS.reshape(-1, length).astype(np.int32))
-    partial.replace(path)
+    with appearing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, blocks_NS.reshape(-1, length).astype(np.int32))
 
 
 def run_description(

@@ -42,6 +42,7 @@ from llama_trainer import write_blocks
 from measure import finish
 from time_to_quality_plot import draw, other_curves
 
+from common.atomic_files import write_whole
 from common.untrusted_files import read_json
 from data_pipeline.identity import explain_mismatch
 from data_pipeline.shards.token_shards import TokenShards
@@ -230,9 +231,7 @@ class Race:
             "tokens": racer.samples(steps) * length, "points": points, "pace": vars(pace),
             "took": time.perf_counter() - began, "identity": self.identity(cell, racer),
         }  # fmt: skip
-        partial = self.file(cell).with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1))
-        partial.replace(self.file(cell))
+        write_whole(self.file(cell), json.dumps(result, indent=1))
         return result
 
     def expected(self, cell: Cell, results: Mapping[Cell, Result]) -> float:

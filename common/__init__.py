@@ -1,7 +1,7 @@
 """The ground floor: file formats and habits that several rooms share. It imports no room.
 
 untrusted_files.py  JSON and YAML that may come from elsewhere: bounded, then typed; every room reads through it
-atomic_files.py     files that are either whole or absent
+atomic_files.py     files and folders that are either whole or absent: every room writes through it
 token_shards.py     meta.json of a directory of token shards; vocabulary_map.py of a compressed tokenizer
 tokenizer_files.py  when a folder holds a tokenizer, and the known list of its files that goes into an export
 find_model.py       from what a person names to the files of a model

@@ -30,7 +30,7 @@ def resolve_model(name: str | Path) -> Path:
     if not path.is_dir() or (path / "config.json").is_file():
         return path
     for checkpoint in newest_checkpoints(path):
-        if (checkpoint / "config.json").is_file():
+        if (checkpoint / "config.json").is_file() and any(next(checkpoint.glob(pattern), None) for pattern in WEIGHTS):
             return checkpoint
     if gguf := gguf_file(path):
         return gguf
@@ -41,6 +41,12 @@ def newest_checkpoints(run: str | Path) -> list[Path]:
     """Complete checkpoints of a run directory, newest first; one that is being written still ends in `.tmp`."""
     checkpoints = (Path(run) / "checkpoints").glob("step_*")
     return sorted((path for path in checkpoints if path.is_dir() and path.suffix != ".tmp"), reverse=True)
+
+
+def folder_with(path: str | Path, *names: str) -> Path | None:
+    """The folder that holds one of these files: `path` itself, else the newest checkpoint of that run that does."""
+    folders = (Path(path), *newest_checkpoints(path))
+    return next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)
 
 
 def find_tokenizer(path: str | Path) -> Path | None:
@@ -83,4 +89,4 @@ def _from_hub(name: str) -> Path:
         raise FileNotFoundError(f"{name}: no such directory, and not to be had from the hub ({reason})") from None
 
 
-__all__ = ["VISUAL_TOKENIZER", "find_tokenizer", "gguf_file", "newest_checkpoints", "resolve_model"]
+__all__ = ["VISUAL_TOKENIZER", "find_tokenizer", "folder_with", "gguf_file", "newest_checkpoints", "resolve_model"]

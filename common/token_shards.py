@@ -15,7 +15,6 @@ without bos and eos.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
+from common.atomic_files import write_json
 from common.errors import ShardError
 from common.untrusted_files import is_plain_name, read_json, typed
 
@@ -143,7 +143,7 @@ class Meta:
     def save(self, directory: Path) -> None:
         """Write meta.json in one atomic step; the totals are written too, for human readers."""
         totals = {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
-        write_json_atomically(directory / META_FILE, {"format_version": self.format_version, **totals, **asdict(self)})
+        write_json(directory / META_FILE, {"format_version": self.format_version, **totals, **asdict(self)})
 
     @classmethod
     def load(cls, directory: str | Path) -> "Meta":
@@ -195,6 +195,14 @@ class Meta:
                         f"{path}: {what}: expected {expected} bytes, found {found}; copy it again or prepare again"
                     )
 
+    def map_tokens(self, directory: Path, shard: ShardMeta) -> np.memmap:
+        """The token ids of one shard [tokens], mapped into memory; `check_files` first."""
+        return np.memmap(directory / shard.file, self.dtype, mode="r")
+
+    def map_ends(self, directory: Path, shard: ShardMeta) -> np.memmap:
+        """Where each document of one shard ends, from the shard's beginning: uint64 [documents], mapped."""
+        return np.memmap(directory / f"{shard.file}.index", INDEX_DTYPE, mode="r")
+
     def _check(self, path: Path, content: Mapping[str, Any]) -> None:
         if self.token_bytes not in (2, 4):
             raise ShardError(f"{path}: expected token_bytes 2 or 4, found {self.token_bytes!r}; prepare again")
@@ -222,6 +230,11 @@ class Meta:
             raise ShardError(f"{path}: inputs.tokenizer.tokens_per_image is {length!r}, expected at least 1")
 
 
+def is_shard_directory(path: Path) -> bool:
+    """Whether a directory holds finished shards."""
+    return (path / META_FILE).is_file()
+
+
 def token_bytes_for(vocab_size: int) -> int:
     """Bytes per stored token id: 2 while every id fits into uint16, else 4."""
     return 2 if vocab_size <= 2**16 else 4
@@ -234,17 +247,3 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_json_atomically(path: Path, content: Mapping[str, Any], ascii_only: bool = False) -> None:
-    """Write JSON under a temporary name, flush it to the disk, then rename: readers see the old file or the new one.
-
-    `ascii_only` writes everything else as escapes, even what UTF-8 cannot hold.
-    """
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=ascii_only, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
+from common.errors import DataError
 from common.untrusted_files import read_json, typed
 
 MAP_FILE = "vocabulary_map.json"
@@ -23,7 +24,7 @@ MAX_VOCABULARY = 2**24
 """Ids that a donor can have; tables of that length are made from a file's word."""
 
 
-class VocabularyMapError(ValueError):
+class VocabularyMapError(DataError):
     """No map, or one that cannot be trusted."""
 
 
@@ -42,13 +43,14 @@ class VocabularyMap:
         (directory / MAP_FILE).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, directory: str | Path) -> "VocabularyMap":
-        """Read and check it.
+    def load(cls, path: str | Path) -> "VocabularyMap":
+        """Read and check it: the file, or the directory that it lies in.
 
         Raises:
             VocabularyMapError: there is none, or it is broken or of another format.
         """
-        path = Path(directory) / MAP_FILE
+        path = Path(path)
+        path = path if path.is_file() else path / MAP_FILE
         if not path.is_file():
             raise VocabularyMapError(
                 f"{path}: not found; give the --output of `python -m tokenizer compress`, which holds one"

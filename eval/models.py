@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.find_model import find_tokenizer, gguf_file, newest_checkpoints
+from common import find_model
+from common.find_model import find_tokenizer, gguf_file
 from common.untrusted_files import read_json
 
 OUR_MODEL_TYPES = frozenset({"pangu_pi", "llama"})
@@ -36,7 +37,7 @@ def default_device(device: str | None) -> str:
 
 
 def resolve_model(path: str) -> str:
-    """The folder with the weights for ``path``, or its GGUF file; a hub id is returned as it is."""
+    """`common.find_model.resolve_model`, but a hub id is returned as it is: transformers loads any of them."""
     directory = Path(path)
     if not directory.exists():
         if path.count("/") > 1 or path.startswith((".", "/", "~")):
@@ -44,14 +45,10 @@ def resolve_model(path: str) -> str:
         return path
     if not directory.is_dir() and directory.suffix != ".gguf":
         raise ModelLoadError(f"model {path!r} is a file; name the folder that holds config.json and the weights")
-    if not directory.is_dir() or (directory / "config.json").is_file():
-        return str(directory)
-    for checkpoint in newest_checkpoints(directory):
-        if (checkpoint / "config.json").is_file() and next(checkpoint.glob("*.safetensors"), None):
-            return str(checkpoint)
-    if gguf_file(directory):
-        return str(directory)
-    raise ModelLoadError(f"model {path!r}: neither a model (config.json) nor a run with a complete checkpoint")
+    try:
+        return str(find_model.resolve_model(directory))
+    except FileNotFoundError as error:
+        raise ModelLoadError(f"model {error}") from None
 
 
 def load_model(

@@ -188,4 +188,4 @@ def changed_settings(directory: Path, text: str) -> str:
 
 def write_config(directory: Path, text: str) -> None:
     """Stores the complete configuration of a run."""
-    write_whole(directory / "config.yaml", text.encode())
+    write_whole(directory / "config.yaml", text)

@@ -103,7 +103,7 @@ def settle(config: TrainConfig, world: World, peak_tflops: float, measure: Measu
         choice = _measured(config, world, measure or seconds_of_micro_batch)
     choice = SpeedChoice(**world.gather(asdict(choice))[0])
     if world.is_main:
-        write_whole(Path(config.output) / NAME, json.dumps(asdict(choice), indent=1).encode())
+        write_whole(Path(config.output) / NAME, json.dumps(asdict(choice), indent=1))
     return _as_asked(config, choice)
 
 

@@ -260,7 +260,7 @@ class Trainer:
         if self.world.is_main:
             order = self.order.identity() | self.task.replay_description()
             content = json.dumps(order, indent=1, ensure_ascii=False)
-            write_whole(self.directory / "order.json", content.encode())
+            write_whole(self.directory / "order.json", content)
             write_facts(self.task, self.directory)
 
     def _audit(self, engine: Engine, position: Position) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE, Unigram
 
+from common.atomic_files import write_whole
 from tokenizer.model_proto import (
     BPE_MODEL,
     BYTE,
@@ -118,11 +119,8 @@ def write_tokenizer(model: bytes, directory: str | Path) -> None:
         "tokenizer.json": (backend.to_str(pretty=True) + "\n").encode("utf-8"),
         "tokenizer_config.json": (json.dumps(config, indent=1) + "\n").encode("utf-8"),
     }
-    directory.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        partial = directory / f"{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(directory / name)
+        write_whole(directory / name, content)
 
 
 def bpe_merges(proto: ModelProto) -> list[tuple[float, int, str, str]]:

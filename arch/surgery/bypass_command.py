@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from arch.surgery.errors import CalibrationError, SurgeryError
 from arch.surgery.inherit import load_donor
 from arch.surgery.inherit_report import contrast_line
 from arch.surgery.options import BypassConfig
+from common.atomic_files import write_json
 from common.find_model import resolve_model
 
 
@@ -22,7 +22,8 @@ def bypass(config: BypassConfig) -> str:
 
     Raises:
         SurgeryError: a span is larger than the model is deep.
-        CalibrationError: the shards cannot be read, are too short, or hold ids that the model lacks.
+        ShardError: the shards cannot be read.
+        CalibrationError: they are too short, or hold ids that the model lacks.
     """
     shards = open_shards(config.calibration)
     model = load_donor(resolve_model(config.donor), config.device, config.dtype)
@@ -48,9 +49,8 @@ def bypass(config: BypassConfig) -> str:
     }
     with tempfile.TemporaryDirectory(prefix=".bypass.", dir=output) as scratch:
         plot_bypass(curves, Path(scratch) / "bypass.png")
-        (Path(scratch) / "bypass.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for file in sorted(Path(scratch).iterdir(), reverse=True):  # the picture first: JSON says that all is there
-            file.replace(output / file.name)
+        (Path(scratch) / "bypass.png").replace(output / "bypass.png")
+    write_json(output / "bypass.json", content, ascii_only=True)  # last: it says that all is there
     tokens = rows_NS.numel()
     head = (
         f"{config.donor}: {model.config.num_hidden_layers} layers, loss {curves[0].baseline:.4f} on {tokens:,} tokens"

@@ -1,22 +1,19 @@
 """Rows of tokens to judge a model by, from the shard directories that `python -m data_pipeline prepare` writes.
 
-A shard is a flat file of token ids, so a few lines of numpy read it and `arch` needs no other room. A row is S
-consecutive tokens of one shard; documents meet inside rows, as in packed training rows, and are not masked.
+A row is S consecutive tokens of one shard; documents meet inside rows, as in packed training rows, and are not masked.
 
 Shapes: N rows, S tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge
 
 from arch.surgery.errors import CalibrationError
-from common.untrusted_files import is_plain_name, read_json, typed
+from common.token_shards import Meta
 
 
 @dataclass(frozen=True)
@@ -42,21 +39,20 @@ def open_shards(directories: Sequence[str | Path]) -> Shards:
 
     Raises:
         FileNotFoundError: no such directory.
-        CalibrationError: no directory is given, one is not finished, a file is not as long as `meta.json` says, or two
-            are of different tokenizers.
+        ShardError: a directory is not finished, or a file is not as long as `meta.json` says.
+        CalibrationError: no directory is given, or two are of different tokenizers.
     """
     if not directories:
         raise CalibrationError("calibration: name at least one directory of token shards")
-    metas = [(Path(directory), _read_meta(Path(directory))) for directory in directories]
+    metas = [(Path(directory), Meta.load(directory)) for directory in directories]
     first_directory, first = metas[0]
     streams = []
     for directory, meta in metas:
-        if meta["tokenizer_hash"] != first["tokenizer_hash"]:
+        if meta.tokenizer_hash != first.tokenizer_hash:
             raise CalibrationError(f"{directory} and {first_directory}: shards of different tokenizers")
-        streams += [_map(directory, shard, meta["token_bytes"]) for shard in meta["shards"]]
-    return Shards(
-        tuple(directory for directory, _ in metas), first["tokenizer_hash"], first["vocab_size"], tuple(streams)
-    )
+        meta.check_files(directory)
+        streams += [meta.map_tokens(directory, shard) for shard in meta.shards]
+    return Shards(tuple(directory for directory, _ in metas), first.tokenizer_hash, first.vocab_size, tuple(streams))
 
 
 def draw_rows(shards: Shards, counts: Sequence[int], sequence_length: int, seed: int) -> list[torch.Tensor]:
@@ -93,48 +89,6 @@ def draw_rows(shards: Shards, counts: Sequence[int], sequence_length: int, seed:
                 f"but meta.json gives a vocabulary of {shards.vocab_size}; prepare the shards again"
             )
     return list(torch.from_numpy(rows_NS).split(list(counts)))
-
-
-@dataclass(frozen=True)
-class _Shard:
-    file: str
-    tokens: Annotated[int, Ge(0)]
-
-
-@dataclass(frozen=True)
-class _ShardsMeta:
-    """What is needed here of the meta.json that the data pipeline writes."""
-
-    tokenizer_hash: str
-    vocab_size: Annotated[int, Ge(1)]
-    token_bytes: Literal[2, 4]
-    shards: list[_Shard]
-
-
-def _read_meta(directory: Path) -> dict[str, Any]:
-    """The fields of meta.json that are needed here, checked."""
-    path = directory / "meta.json"
-    if not directory.is_dir():
-        raise FileNotFoundError(
-            f"{directory}: no such directory; give the --output of `python -m data_pipeline prepare`"
-        )
-    if not path.is_file():
-        raise CalibrationError(f"{path}: not found; {directory} is not a finished directory of token shards")
-    where = f"{path}: not the meta.json of token shards: a field is missing or has the wrong type"
-    meta = typed(_ShardsMeta, read_json(path, CalibrationError), where, CalibrationError)
-    if outside := [shard.file for shard in meta.shards if not is_plain_name(shard.file)]:
-        raise CalibrationError(f"{path}: the shard {outside[0]!r} is not a file of this directory")
-    return asdict(meta)
-
-
-def _map(directory: Path, shard: dict[str, Any], token_bytes: int) -> np.memmap:
-    """One shard's tokens."""
-    path = directory / shard["file"]
-    size, expected = path.stat().st_size if path.is_file() else -1, shard["tokens"] * token_bytes
-    if size != expected:
-        found = "is not there" if size < 0 else f"has {size:,} bytes"
-        raise CalibrationError(f"{path}: {found}, meta.json gives {expected:,}; prepare the shards again")
-    return np.memmap(path, dtype=f"<u{token_bytes}", mode="r")
 
 
 __all__ = ["Shards", "draw_rows", "open_shards"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..pangu_pi import PanguPiConfig
 from .errors import SurgeryError
 from .groups import Kind
-from .vocabulary import VocabularyMap
+from .vocabulary import KeptRows
 
 # What defines the function that the donor's weights were trained for.
 SAME = ("head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias", "qk_norm", "final_logit_softcapping")
@@ -32,7 +32,7 @@ def unit_counts(config: PanguPiConfig) -> dict[Kind, int]:
     }
 
 
-def check_target(donor: PanguPiConfig, target: PanguPiConfig, vocabulary: VocabularyMap | None = None) -> None:
+def check_target(donor: PanguPiConfig, target: PanguPiConfig, vocabulary: KeptRows | None = None) -> None:
     """Refuse a target that is not a part of the donor.
 
     Args:
@@ -105,9 +105,7 @@ def _head_problems(donor: PanguPiConfig, target: PanguPiConfig) -> Iterator[str]
     )
 
 
-def _vocabulary_problems(
-    donor: PanguPiConfig, target: PanguPiConfig, vocabulary: VocabularyMap | None
-) -> Iterator[str]:
+def _vocabulary_problems(donor: PanguPiConfig, target: PanguPiConfig, vocabulary: KeptRows | None) -> Iterator[str]:
     if vocabulary is None:
         if target.vocab_size != donor.vocab_size:
             yield (

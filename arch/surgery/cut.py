@@ -14,7 +14,7 @@ from .groups import Kind, unit_sets
 from .measure import mean_loss
 from .norms import norm_ratios
 from .slicing import assemble, keep_layers, keep_rows, keep_units, scale_norms
-from .vocabulary import VocabularyMap
+from .vocabulary import KeptRows
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Cut:
         if ratios is not None:
             self._finish("norms", scale_norms(self.model, ratios))
 
-    def vocabulary(self, vocabulary: VocabularyMap, rows_NS: torch.Tensor | None = None) -> None:
+    def vocabulary(self, vocabulary: KeptRows, rows_NS: torch.Tensor | None = None) -> None:
         """Keep the rows of the vocabulary map.
 
         Args:

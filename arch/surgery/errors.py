@@ -6,7 +6,7 @@ class SurgeryError(ValueError):
 
 
 class CalibrationError(ValueError):
-    """The calibration shards cannot be read, or are not for this donor and vocabulary."""
+    """The calibration shards are too short, or are not for this donor and vocabulary."""
 
 
 __all__ = ["CalibrationError", "SurgeryError"]

@@ -31,7 +31,7 @@ from arch.surgery.inherit_report import InheritReport
 from arch.surgery.layers import choose_layers
 from arch.surgery.mask_training import MaskTraining, train_masks
 from arch.surgery.options import InheritConfig
-from arch.surgery.vocabulary import VocabularyMap, read_vocabulary_map
+from arch.surgery.vocabulary import KeptRows, read_kept_rows
 from common.find_model import find_tokenizer, resolve_model
 
 
@@ -43,13 +43,14 @@ def inherit(config: InheritConfig) -> InheritReport:
 
     Raises:
         SurgeryError: the target is not a part of the donor, or the vocabulary map is not the donor's.
-        CalibrationError: the shards cannot be read, are too short, or are of another tokenizer.
+        ShardError, VocabularyMapError: the shards or the map cannot be read.
+        CalibrationError: the shards are too short, or are of another tokenizer.
         FileNotFoundError, FileExistsError, ModelConfigError, WeightsError, ExportError: as their names say.
     """
     begin = time.perf_counter()
     check_writable(Path(config.out), config.overwrite)
     target = load_model_config(config.config)
-    vocabulary = read_vocabulary_map(config.vocabulary) if config.vocabulary else None
+    vocabulary = read_kept_rows(config.vocabulary) if config.vocabulary else None
     shards = open_shards(config.calibration)
     source = resolve_model(config.donor)
     donor = load_donor(source, config.device, config.dtype)
@@ -125,7 +126,7 @@ class CalibrationRows:
 
 
 def draw_calibration(
-    config: InheritConfig, shards: Shards, donor: PanguPiConfig, vocabulary: VocabularyMap | None
+    config: InheritConfig, shards: Shards, donor: PanguPiConfig, vocabulary: KeptRows | None
 ) -> CalibrationRows:
     """Draw the rows and make sure that their ids are the donor's, or the vocabulary map's new ones.
 

@@ -1,30 +1,25 @@
-"""Which rows of the donor's embedding stay: the map that `python -m tokenizer compress` writes (tiny_lm, section 4).
+"""Which rows of the donor's embedding stay: those of the `VocabularyMap` that `python -m tokenizer compress` writes.
 
-    vocabulary_map.json   {"format": 1, "donor_hash": ..., "hash": ..., "donor_vocab_size": N, "kept": [old id, ...]}
-
-`kept[i]` is the donor's id of the new id i, ascending. All kept pieces are the donor's, so no row is drawn at random.
+All kept pieces are the donor's, so no row is drawn at random (tiny_lm, section 4).
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from arch.surgery.errors import CalibrationError, SurgeryError
-from common.untrusted_files import read_json
-
-MAP_FILE = "vocabulary_map.json"
+from arch.surgery.errors import CalibrationError
+from common.vocabulary_map import VocabularyMap
 
 
 @dataclass(frozen=True)
-class VocabularyMap:
-    """New token ids and the donor's."""
+class KeptRows:
+    """The rows of a vocabulary map as a tensor, and tokens in the donor's ids and in new ones."""
 
     path: Path
-    """The file that it was read from."""
+    """Where the map was read from."""
     donor_hash: str
     """Hash of the donor's tokenizer."""
     new_hash: str
@@ -60,34 +55,14 @@ class VocabularyMap:
         return stays[: len(stays) // length * length].view(-1, length)
 
 
-def read_vocabulary_map(path: str | Path) -> VocabularyMap:
-    """Read a vocabulary map.
-
-    Args:
-        path: the file, or the directory of a compressed tokenizer.
+def read_kept_rows(path: str | Path) -> KeptRows:
+    """Read a vocabulary map: the file, or the directory of a compressed tokenizer.
 
     Raises:
-        FileNotFoundError: it is not there.
-        SurgeryError: it is not a map of format 1, or its ids do not ascend from 0 within the donor's vocabulary.
+        VocabularyMapError: it is not there, or is not a map of format 1 whose ids ascend within the donor's vocabulary.
     """
-    path = Path(path)
-    file = path / MAP_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such vocabulary map; give the --out of `python -m tokenizer compress`")
-    content = read_json(file, SurgeryError)
-    try:
-        version, size, kept = content["format"], content["donor_vocab_size"], content["kept"]
-        donor_hash, new_hash = str(content["donor_hash"]), str(content["hash"])
-        ascending = all(old < following for old, following in itertools.pairwise(kept))
-        valid = bool(kept) and ascending and kept[0] >= 0 and kept[-1] < size
-        rows = torch.tensor(kept, dtype=torch.int64)
-    except (ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
-        raise SurgeryError(f"{file}: not a vocabulary map ({type(error).__name__}: {error})") from None
-    if version != 1 or not valid:
-        raise SurgeryError(
-            f"{file}: expected format 1 and `kept` ascending below donor_vocab_size {size}; compress again"
-        )
-    return VocabularyMap(file, donor_hash, new_hash, rows)
+    read = VocabularyMap.load(path)
+    return KeptRows(Path(path), read.donor_hash, read.hash, torch.tensor(read.kept))
 
 
-__all__ = ["MAP_FILE", "VocabularyMap", "read_vocabulary_map"]
+__all__ = ["KeptRows", "read_kept_rows"]

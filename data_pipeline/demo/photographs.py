@@ -21,7 +21,8 @@ from tqdm import tqdm
 from data_pipeline.demo.keyed_split import keyed_hash
 from data_pipeline.demo.photographs_builtin import builtin_photographs
 from data_pipeline.errors import SourceError
-from tokenizer.inputs.image_stores import ImageStore, open_images
+from tokenizer.inputs.image_stores import open_images
+from tokenizer.inputs.image_table import ImageTable
 from tokenizer.inputs.images import decode_image
 
 RECORD = "images.json"
@@ -111,7 +112,7 @@ def sample_images(config: SampleImagesConfig) -> str:
     return "\n".join(lines)
 
 
-def _by_size(store: ImageStore, numbers: dict[int, int], size: int) -> tuple[dict[int, int], list[str]]:
+def _by_size(store: ImageTable, numbers: dict[int, int], size: int) -> tuple[dict[int, int], list[str]]:
     """The photographs that a crop fits in, and a sentence about each of the others."""
     large, small = {}, []
     for key, number in numbers.items():

@@ -18,7 +18,8 @@ from PIL import Image
 
 from data_pipeline.errors import SourceError
 from data_pipeline.source import DocumentSpan, Sample
-from tokenizer.inputs.image_stores import ImageStore, open_images, sizes_hash, square_pixels
+from tokenizer.inputs.image_stores import open_images, sizes_hash, square_pixels
+from tokenizer.inputs.image_table import ImageTable
 
 SMALLEST_CROP = 0.5
 """Side of the smallest random crop, as a share of the image's short side (spec delvm.md, section 9.4)."""
@@ -40,7 +41,7 @@ class ImageSource:
 
     def __init__(
         self,
-        images: ImageStore | str | Path | Sequence[str | Path],
+        images: ImageTable | str | Path | Sequence[str | Path],
         size: int,
         copies: int = 0,
         seed: int = 0,

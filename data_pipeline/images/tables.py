@@ -11,34 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from common.folder_files import FolderFiles, UnusedFilesError, check_link, find_files, readable
 from data_pipeline.errors import PairsError
 from tokenizer.inputs.image_stores import SUFFIXES
+from tokenizer.inputs.image_table import FilesTable, ImageTable, ParquetTable
 from tokenizer.inputs.images import ImageError, decode_image
-
-
-class ImageTable(Protocol):
-    """Rows of encoded images in named columns."""
-
-    path: Path
-    """The file or folder."""
-    rows: int
-    """Number of rows."""
-
-    def row_name(self, row: int) -> str:
-        """The row, for messages; without the path of the table."""
-
-    def content(self, row: int, column: str) -> bytes | list[bytes]:
-        """The encoded image, or images where the column holds lists. Raises ImageError when there are no bytes."""
-
-    def files(self) -> list[Path]:
-        """The files it consists of, in order."""
 
 
 def open_tables(entries: Sequence[str | Path], columns: Sequence[str]) -> list[ImageTable]:
@@ -68,80 +48,25 @@ def read_image(table: ImageTable, row: int, column: str) -> Image.Image:
     return decode_image(content, f"{table.row_name(row)}, {column}")
 
 
-class ParquetTable:
-    """A Parquet file; one row group is in memory at a time."""
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, list(columns)
-        with self._open() as file:
-            names = file.schema_arrow.names
-            for column in columns:
-                if column not in names:
-                    raise PairsError(f"{path}: no column {column!r}; it has {', '.join(names)}")
-            counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        self._first_row = [sum(counts[:group]) for group in range(len(counts) + 1)]
-        self.rows = self._first_row[-1]
-        self._loaded: tuple[int, pa.Table] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
-
-    def row_name(self, row: int) -> str:
-        return f"{self.path.name}: row {row + 1}"
-
-    def content(self, row: int, column: str) -> bytes | list[bytes]:
-        group = next(group for group, first in enumerate(self._first_row[1:]) if row < first)
-        if self._loaded is None or self._loaded[0] != group:
-            with self._open() as file:
-                self._loaded = group, file.read_row_group(group, columns=self.columns)
-        value = self._loaded[1][column][row - self._first_row[group]].as_py()
-        if isinstance(value, list):
-            return [_bytes(entry, self.row_name(row), column) for entry in value]
-        return _bytes(value, self.row_name(row), column)
-
-    def files(self) -> list[Path]:
-        return [self.path]
-
-    def _open(self) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(self.path)
-        except (pa.ArrowException, OSError) as error:
-            raise PairsError(f"{self.path}: not a Parquet file that can be read ({error})") from None
-
-
-class FolderTable:
-    """Image files; `files` has the file of every column for every row."""
-
-    def __init__(self, path: Path, files: Sequence[dict[str, Path]]) -> None:
-        self.path, self._files = path, list(files)
-        self.rows = len(self._files)
-
-    def row_name(self, row: int) -> str:
-        return next(iter(self._files[row].values())).name
-
-    def content(self, row: int, column: str) -> bytes:
-        return self._files[row][column].read_bytes()
-
-    def files(self) -> list[Path]:
-        return [file for row in self._files for file in row.values()]
-
-
 def _open_entry(path: Path, columns: Sequence[str]) -> list[ImageTable]:
     check_link(path)
     if not path.exists():
         raise FileNotFoundError(f"{readable(path)}: no such file or folder of images")
     if path.is_file() and path.suffix.lower() == ".parquet":
-        return [ParquetTable(path, columns)]
+        try:
+            return [ParquetTable(path, columns)]
+        except ImageError as error:
+            raise PairsError(str(error)) from None
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES or len(columns) > 1:
             raise PairsError(f"{path}: expected .parquet or a folder" + (" or an image" if len(columns) == 1 else ""))
-        return [FolderTable(path, [{columns[0]: path}])]
+        return [FilesTable(path, [{columns[0]: path}], columns)]
     if all((path / column).is_dir() for column in columns):
-        return [FolderTable(path, _by_stem(path, columns))]
+        return [FilesTable(path, _by_stem(path, columns), columns)]
     suffixes = (*SUFFIXES, ".parquet") if len(columns) == 1 else (".parquet",)
     found = find_files(path, suffixes, deep=False)
     images = [file for file in _use(found, suffixes) if file.suffix.lower() != ".parquet"]
-    tables: list[ImageTable] = [FolderTable(path, [{columns[0]: file} for file in images])] if images else []
+    tables: list[ImageTable] = [FilesTable(path, [{columns[0]: file} for file in images], columns)] if images else []
     inner = sorted([*found.folders, *(file for file in found.files if file.suffix.lower() == ".parquet")])
     tables += [table for entry in inner for table in _open_entry(entry, columns)]
     if not tables:
@@ -177,10 +102,3 @@ def _use(found: FolderFiles, suffixes: Sequence[str]) -> list[Path]:
         return found.use(suffixes)
     except UnusedFilesError as error:
         raise PairsError(str(error)) from None
-
-
-def _bytes(value: Any, where: str, column: str) -> bytes:
-    content = value.get("bytes") if isinstance(value, dict) else value
-    if not isinstance(content, bytes):
-        raise ImageError(f"{where}: {column!r} is {type(content).__name__}, not bytes")
-    return content

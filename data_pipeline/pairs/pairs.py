@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_pipeline.errors import PairsError
-from data_pipeline.images.tables import ImageTable, open_tables, read_image
+from data_pipeline.images.tables import open_tables, read_image
 from data_pipeline.pairs.corruption import Corruption
 from data_pipeline.pairs.crops import Picture, Window, centre, cut, random_window, six_crop
 from data_pipeline.pairs.tasks import (
@@ -36,6 +36,7 @@ from data_pipeline.pairs.tasks import (
     mask_colours,
     render_masks,
 )
+from tokenizer.inputs.image_table import ImageTable
 from tokenizer.inputs.images import decode_class_indices
 
 VIEWS = {"centre": 1, "six_crop": 6}
@@ -283,7 +284,7 @@ class PairSet:
 
 
 def _stretches(config: PairsConfig, tables: Sequence[ImageTable]) -> list[Stretch]:
-    total = sum(table.rows for table in tables)
+    total = sum(len(table) for table in tables)
     first, stop = config.rows or (0, total)
     if stop > total:
         raise PairsError(f"pairs.rows: asked for rows {first} to {stop - 1}, but the input has {total}")
@@ -291,12 +292,12 @@ def _stretches(config: PairsConfig, tables: Sequence[ImageTable]) -> list[Stretc
     stretches = []
     before = 0
     for table in tables:
-        low, high = max(first, before), min(stop, before + table.rows)
+        low, high = max(first, before), min(stop, before + len(table))
         if rows := max(0, high - low):
             if rows < frames:
                 raise PairsError(f"{table.path}: {rows} images make no sequence of {frames}; lower frames")
             stretches.append(Stretch(table, low - before, rows, low, -(-rows // frames)))
-        before += table.rows
+        before += len(table)
     if not stretches:
         raise PairsError(f"{', '.join(str(table.path) for table in tables)}: holds no image")
     return stretches

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from common.atomic_files import appearing
 from data_pipeline.errors import PairsError
 from data_pipeline.pairs.pairs import PairsConfig, PairSet
 from data_pipeline.permutation import permute
@@ -61,9 +62,8 @@ def write_pair_images(config: PairImagesConfig) -> int:
             columns["place"].append(place)
     path = Path(config.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    pq.write_table(pa.table(columns, SCHEMA), partial)
-    partial.replace(path)
+    with appearing(path) as temporary:
+        pq.write_table(pa.table(columns, SCHEMA), temporary)
     return len(columns["image"])
 
 

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
+from common.atomic_files import write_json
 from common.folder_files import readable
 from common.text_streams import compression_of, damage_named, kind_of
-from common.token_shards import write_json_atomically
 from data_pipeline.errors import PrepareError
 from data_pipeline.shards.prepare_config import PrepareConfig
 from tokenizer.inputs.documents import LINES, columns_for, list_files, looks_local
@@ -59,7 +59,7 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write the plan where tasks on other nodes can read it."""
-        write_json_atomically(path, asdict(self), ascii_only=True)  # names that are not UTF-8 are read back as they are
+        write_json(path, asdict(self), ascii_only=True)  # names that are not UTF-8 are read back as they are
 
     @classmethod
     def load(cls, path: Path) -> "Plan":

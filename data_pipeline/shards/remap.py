@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from common.atomic_files import write_json
 from common.processes import WorkerContext, available_cores, end_with_parent
 from common.token_shards import (
     INDEX_DTYPE,
@@ -29,7 +30,6 @@ from common.token_shards import (
     ShardMeta,
     sha256_of,
     token_bytes_for,
-    write_json_atomically,
 )
 from common.vocabulary_map import VocabularyMap
 from data_pipeline.errors import RemapError
@@ -138,7 +138,7 @@ def remap(config: RemapConfig) -> RemapReport:
     with full_disk_named(output):
         workspace.make()
         copy_tokenizer(config.tokenizer, workspace.tokenizer)
-        write_json_atomically(workspace.plan, plan)
+        write_json(workspace.plan, plan)
         task = partial(
             _remap_shard, source, before, mapping, mode, donor.ordinary, facts, config.check_documents, workspace
         )
@@ -258,7 +258,7 @@ def _remap_shard(
             writer.write([[facts["bos_token_id"], *ids, facts["eos_token_id"]] for ids in translated], 0)
             number += len(documents)
         writer.write([], shard.bytes)
-        write_json_atomically(workspace.shard_report(_rank(shard)), asdict(writer.publish()))
+        write_json(workspace.shard_report(_rank(shard)), asdict(writer.publish()))
 
 
 def _check(

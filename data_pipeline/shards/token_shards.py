@@ -123,11 +123,9 @@ class TokenShards:
 
     def _map(self) -> None:
         # Plain ndarray views: slicing them is several times cheaper than slicing np.memmap's subclass.
-        def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-            return np.asarray(np.memmap(path, dtype, mode="r"))
-
-        self._tokens = [mapped(self.directory / shard.file, self.meta.dtype) for shard in self.meta.shards]
-        self._ends = [mapped(self.directory / f"{shard.file}.index", INDEX_DTYPE) for shard in self.meta.shards]
+        meta, directory = self.meta, self.directory
+        self._tokens = [np.asarray(meta.map_tokens(directory, shard)) for shard in meta.shards]
+        self._ends = [np.asarray(meta.map_ends(directory, shard)) for shard in meta.shards]
 
     def _check_tokenizer(self, tokenizer_hash: str | None, vocab_size: int | None) -> None:
         if tokenizer_hash is not None and tokenizer_hash != self.meta.tokenizer_hash:

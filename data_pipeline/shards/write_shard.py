@@ -8,20 +8,18 @@ it is complete and on the disk.
 import errno
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from common.atomic_files import fsync, owned_name
 from common.token_shards import INDEX_DTYPE, ShardMeta, token_bytes_for
 from data_pipeline.errors import PrepareError
 from data_pipeline.shards.encoding import Encoding
@@ -75,10 +73,8 @@ class ShardWriter:
     def __init__(self, output: Path, rank: int, dtype: np.dtype):
         self.path = output / f"{rank:05d}.ds"
         self.index = output / f"{rank:05d}.ds.index"
-        # Host and process in the name: a worker that outlives a killed call never writes into the next call's file.
-        owner = f"{socket.gethostname()}-{os.getpid()}.partial"
-        self._temporary = output / f"{self.path.name}.{owner}"
-        self._temporary_index = output / f"{self.index.name}.{owner}"
+        # Names of its own: a worker that outlives a killed call never writes into the next call's file.
+        self._temporary, self._temporary_index = owned_name(self.path), owned_name(self.index)
         self._dtype = dtype
         self._file = self._temporary.open("wb")
         self._digest = hashlib.sha256()
@@ -109,10 +105,10 @@ class ShardWriter:
     def publish(self) -> ShardMeta:
         """Flush to the disk and rename; an empty shard gets no file. Replaces an earlier shard of this number."""
         index = np.array(self._ends, INDEX_DTYPE).tobytes()
-        _flush(self._file)
-        with self._temporary_index.open("wb") as file:
-            file.write(index)
-            _flush(file)
+        self._file.flush()
+        fsync(self._temporary)
+        self._temporary_index.write_bytes(index)
+        fsync(self._temporary_index)
         if self._ends:
             self._temporary_index.replace(self.index)
             self._temporary.replace(self.path)
@@ -138,11 +134,6 @@ def full_disk_named(output: Path) -> Iterator[None]:
             f"{output}: no space left on its disk ({error.strerror}); the shards are incomplete and no meta.json was"
             " written; free some space and give the same command again, finished parts are kept"
         ) from error
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _batches(data: Iterable[Document], encoding: Encoding) -> Iterator[list[Document]]:

@@ -20,8 +20,9 @@ from data_pipeline.errors import SourceError
 from data_pipeline.source import DocumentSpan, Sample
 from data_pipeline.words.augment import augment_word, timm_operations
 from data_pipeline.words.labels import LabelRules, clean_labels
-from data_pipeline.words.stores import WordStore, content_hash, open_words
+from data_pipeline.words.stores import content_hash, open_words
 from tokenizer.characters import CharacterTokenizer
+from tokenizer.inputs.image_table import ImageTable
 from tokenizer.inputs.images import ImageError, decode_image
 
 
@@ -45,7 +46,7 @@ class WordSource:
 
     def __init__(
         self,
-        store: WordStore | str | Path,
+        store: ImageTable | str | Path,
         tokenizer: CharacterTokenizer,
         size: tuple[int, int],
         max_length: int = 25,
@@ -61,7 +62,7 @@ class WordSource:
         if copies:
             timm_operations()  # once, before the loader's workers are forked
         self.rules = LabelRules.for_charset(tokenizer.characters, max_length)
-        kept, self.labels, self.report = clean_labels(self.store.name, self.store.labels, self.rules)
+        kept, self.labels, self.report = clean_labels(self.store.name, self.store.column("text"), self.rules)
         self.report.refuse_above(max_dropped, max_altered, self.where)
         if not kept:
             raise SourceError(f"{self.where}: holds no word images")

@@ -1,4 +1,4 @@
-"""Where word images lie: LMDB, Parquet, or a folder with a label file. Each store is numbered and read-only.
+"""Word images: LMDB, Parquet, or a folder with a label file, as an `ImageTable` with columns `image` and `text`.
 
     LMDB      num-samples, image-%09d, label-%09d, counted from 1: the layout of every scene-text toolkit
     Parquet   a column `image` (bytes, or {bytes, path}) and a column `text` (or `label`)
@@ -12,30 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
 
 import lmdb
-import pyarrow.parquet as pq
 
+from common.atomic_files import appearing_folder
 from common.folder_files import EXAMPLES, check_link, find_files, readable, tell
 from data_pipeline.errors import SourceError
 from data_pipeline.words.label_files import LABEL_FILES, find_label_file, read_label_file
 from tokenizer.inputs.broken_text import explain_broken
-from tokenizer.inputs.documents import plain_value
-from tokenizer.inputs.image_stores import SUFFIXES, ConcatenatedImages, FileImages, ImageStore, ParquetImages
+from tokenizer.inputs.image_stores import SUFFIXES
+from tokenizer.inputs.image_table import FilesTable, ImageTable, JoinedTable, ParquetTable
 
 
-class WordStore(ImageStore, Protocol):
-    """Word images with labels."""
-
-    labels: Sequence[str]
-    """All labels, as they are stored."""
-
-
-def open_words(path: str | Path) -> WordStore:
+def open_words(path: str | Path) -> ImageTable:
     """Opens a store of any kind.
 
     Raises:
@@ -45,14 +37,14 @@ def open_words(path: str | Path) -> WordStore:
     path = Path(path)
     found = find_stores(path)
     if found != [path]:
-        return ConcatenatedWords([open_words(entry) for entry in found])
+        return JoinedTable([open_words(entry) for entry in found])
     if path.is_file():
-        return ParquetWords(path)
+        return _open_parquet(path)
     if (path / "data.mdb").is_file():
-        return LmdbWords(path)
+        return LmdbTable(path)
     label_file = find_label_file(path)
     assert label_file is not None  # find_stores has seen it
-    return FolderWords(label_file)
+    return _open_folder(label_file)
 
 
 def find_stores(path: Path) -> list[Path]:
@@ -77,19 +69,19 @@ def find_stores(path: Path) -> list[Path]:
     return inner
 
 
-def content_hash(store: WordStore) -> str:
+def content_hash(store: ImageTable) -> str:
     """SHA-256 of every label and of the size of every image: what a run remembers of its data."""
     digest = hashlib.sha256()
-    for label, size in zip(store.labels, store.image_sizes(), strict=True):
+    for label, size in zip(store.column("text"), store.image_sizes(), strict=True):
         digest.update(f"{label}\0{size}\0".encode())
     return digest.hexdigest()
 
 
-class LmdbWords:
+class LmdbTable(ImageTable):
     """An LMDB environment in the toolkits' layout."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.columns = path, ("image", "text")
         with self._environment.begin() as transaction:
             count = transaction.get(b"num-samples")
             if count is None or not count.isdigit():
@@ -106,28 +98,30 @@ class LmdbWords:
                     labels.append(label.decode())
                 except UnicodeDecodeError:
                     raise SourceError(f"{path}: 'label-{number:09d}' is not UTF-8: {label!r}") from None
-        self.labels: Sequence[str] = labels
+        self._labels = labels
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._labels)
 
     @property
     def _environment(self) -> lmdb.Environment:
         return open_environment(self.path)
 
-    def name(self, index: int) -> str:
-        return f"{self.path}: image-{index + 1:09d}"
+    def name(self, row: int) -> str:
+        return f"{self.path}: image-{row + 1:09d}"
 
-    def image(self, index: int) -> bytes:
+    def value(self, row: int, column: str) -> str | bytes:
+        if column == "text":
+            return self._labels[row]
         with self._environment.begin() as transaction:
-            content = transaction.get(b"image-%09d" % (index + 1))
+            content = transaction.get(b"image-%09d" % (row + 1))
         if content is None:
-            raise SourceError(f"{self.name(index)}: the key is gone")
+            raise SourceError(f"{self.name(row)}: the key is gone")
         return bytes(content)
 
     def image_sizes(self) -> Iterator[int]:
         with self._environment.begin(buffers=True) as transaction:
-            for number in range(1, len(self.labels) + 1):
+            for number in range(1, len(self._labels) + 1):
                 yield len(transaction.get(b"image-%09d" % number) or b"")
 
 
@@ -158,45 +152,28 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
-class ParquetWords(ParquetImages):
-    """A Parquet file, its columns in memory."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        names = pq.read_schema(path).names
-        text = next((name for name in ("text", "label") if name in names), None)
-        if text is None:
-            raise SourceError(f"{path}: needs columns 'image' and 'text' (or 'label'), has {', '.join(names)}")
-        labels = [plain_value(label) for label in pq.read_table(path, columns=[text]).column(text)]
-        missing = next((row for row, label in enumerate(labels) if not isinstance(label, str)), None)
-        if missing is not None:
-            raise SourceError(f"{path}: row {missing}: '{text}' is {labels[missing]!r}, not a text")
-        for row, label in enumerate(labels):
-            if (problem := explain_broken(label)) is not None:
-                raise SourceError(f"{path}: row {row}: '{text}' is {problem}")
-        self.labels: Sequence[str] = labels
+def _open_parquet(path: Path) -> ImageTable:
+    names = ParquetTable(path, ["image"]).names_in_file()
+    text = next((name for name in ("text", "label") if name in names), None)
+    if text is None:
+        raise SourceError(f"{path}: needs columns 'image' and 'text' (or 'label'), has {', '.join(names)}")
+    table = ParquetTable(path, {"image": "image", "text": text}, whole=True)
+    for row, label in enumerate(table.column("text")):
+        if not isinstance(label, str):
+            raise SourceError(f"{path}: row {row}: '{text}' is {label!r}, not a text")
+        if (problem := explain_broken(label)) is not None:
+            raise SourceError(f"{path}: row {row}: '{text}' is {problem}")
+    return table
 
 
-class FolderWords(FileImages):
+def _open_folder(label_file: Path) -> ImageTable:
     """Image files beside a label file; no name may lead out of the folder."""
-
-    def __init__(self, label_file: Path) -> None:
-        labelled = read_label_file(label_file)
-        super().__init__([entry.file for entry in labelled])
-        self.folder = label_file.parent
-        self.labels: Sequence[str] = [entry.label for entry in labelled]
-        named = {os.path.normpath(entry.file) for entry in labelled}
-        if others := [file for file in find_files(self.folder, SUFFIXES).files if os.path.normpath(file) not in named]:
-            shown = ", ".join(readable(file.relative_to(self.folder)) for file in others[:EXAMPLES])
-            tell(f"{readable(label_file)}: names {len(named):,} images; {len(others):,} more are not used ({shown})")
-
-
-class ConcatenatedWords(ConcatenatedImages):
-    """Several stores, one after the other."""
-
-    def __init__(self, stores: Sequence[WordStore]) -> None:
-        super().__init__(stores)
-        self.labels: Sequence[str] = [label for store in stores for label in store.labels]
+    labelled, folder = read_label_file(label_file), label_file.parent
+    named = {os.path.normpath(entry.file) for entry in labelled}
+    if others := [file for file in find_files(folder, SUFFIXES).files if os.path.normpath(file) not in named]:
+        shown = ", ".join(readable(file.relative_to(folder)) for file in others[:EXAMPLES])
+        tell(f"{readable(label_file)}: names {len(named):,} images; {len(others):,} more are not used ({shown})")
+    return FilesTable(folder, [{"image": entry.file, "text": entry.label} for entry in labelled], ("image", "text"))
 
 
 class LmdbWriter:
@@ -213,13 +190,11 @@ class LmdbWriter:
         if path.exists():
             raise SourceError(f"{path}: is there already; choose another folder or remove it")
         self.path, self.count = path, 0
-        self._partial = path.with_name(f"{path.name}.partial")
+        self._folder = appearing_folder(path)
         self._waiting: list[tuple[bytes, bytes]] = []
 
     def __enter__(self) -> LmdbWriter:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        self._environment = lmdb.open(str(self._partial), map_size=2**40, map_async=True)
+        self._environment = lmdb.open(str(self._folder.__enter__()), map_size=2**40, map_async=True)
         return self
 
     def add(self, image: bytes, label: str) -> None:
@@ -235,13 +210,12 @@ class LmdbWriter:
                 transaction.put(key, value)
         self._waiting = []
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._waiting.append((b"num-samples", str(self.count).encode()))
             self._flush()
             self._environment.sync(True)
         self._environment.close()
-        if kind is None:
-            self._partial.rename(self.path)
-        else:
-            shutil.rmtree(self._partial, ignore_errors=True)
+        self._folder.__exit__(kind, error, trace)

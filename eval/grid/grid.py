@@ -191,7 +191,7 @@ def train(cell: Cell, threads: int | None) -> None:
         GridError: training failed, or stopped before its last step.
     """
     cell.directory.mkdir(parents=True, exist_ok=True)
-    write_whole(cell.directory / "settings.json", json.dumps(cell.identity, indent=1).encode())
+    write_whole(cell.directory / "settings.json", json.dumps(cell.identity, indent=1))
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     log = cell.directory / "train.log"
     with log.open("a") as output:
@@ -250,9 +250,7 @@ def measure_all(grid: Grid, measure: Callable[[Cell], Mapping[str, Any]]) -> Non
     """Measures every trained cell that has no result yet."""
     waiting = [cell for cell in trained_cells(grid) if not cell.result.is_file()]
     for cell in tqdm(waiting, desc="measuring", unit="cell"):
-        partial = cell.result.with_suffix(".partial")
-        partial.write_text(json.dumps(measure(cell), indent=1))
-        partial.replace(cell.result)
+        write_whole(cell.result, json.dumps(measure(cell), indent=1))
 
 
 def results(grid: Grid) -> dict[str, dict[int, dict[str, Any]]]:

@@ -25,10 +25,11 @@ from torch import nn
 from tqdm import tqdm
 
 from common.atomic_files import write_whole
+from common.find_model import newest_checkpoints
 from data_pipeline.mixture import Mixture
 from data_pipeline.round_order import RoundsOrder
 from eval.commands import ForgettingOptions
-from eval.models import default_device, newest_checkpoints
+from eval.models import default_device
 from eval.plots import PALETTE, figure
 from eval.probes.collapse import named_models
 from eval.report.run_record import RunNotFoundError, read_run
@@ -236,6 +237,6 @@ def run(options: ForgettingOptions) -> None:
         results[name] = measure(opened, options)
         print(table(name, results[name]))
     output = Path(options.output)
-    write_whole(output / "forgetting.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
+    write_whole(output / "forgetting.json", json.dumps(results, indent=1, ensure_ascii=False))
     save_plot(results, output / "forgetting.png")
     print(f"written: {output / 'forgetting.json'}, forgetting.png")

@@ -89,7 +89,8 @@ def read_benchmark(name: str, path: Path, rules: LabelRules, limit: int | None, 
         SourceError: more images than allowed cannot be read; shows some.
     """
     store, benchmark, unreadable = open_words(path), Benchmark(name), []
-    for index, label in enumerate(store.labels[:limit]):
+    labels = store.column("text")[:limit]
+    for index, label in enumerate(labels):
         if not rules.clean(label).text:
             benchmark.left_out.append(f"{store.name(index)}: label {label!r} is empty or too long for the charset")
             continue
@@ -99,7 +100,7 @@ def read_benchmark(name: str, path: Path, rules: LabelRules, limit: int | None, 
             unreadable.append(str(error))
             continue
         benchmark.words.append(Word(store.name(index), label, image))
-    if len(unreadable) > max_unreadable * max(1, len(store.labels[:limit])):
+    if len(unreadable) > max_unreadable * max(1, len(labels)):
         raise SourceError(f"{path}: {len(unreadable)} images cannot be read, {'; '.join(unreadable[:3])}")
     benchmark.left_out += unreadable
     return benchmark

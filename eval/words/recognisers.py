@@ -13,7 +13,7 @@ from PIL import Image
 import arch.clip4str.decoding
 import arch.parseq.decoding
 from arch.parseq.decoding import Mode
-from common.find_model import newest_checkpoints
+from common.find_model import folder_with
 from data_pipeline.words.source import to_array
 from eval.models import ModelLoadError, default_device
 from pretrain.tasks import clip4str, word_recognition
@@ -107,9 +107,8 @@ def find_recogniser(path: Path) -> Path:
     Raises:
         ModelLoadError: there is none.
     """
-    for folder in (path, *(newest_checkpoints(path) if path.is_dir() else ())):
-        if any((folder / name).is_file() for name in KINDS):
-            return folder
+    if folder := folder_with(path, *KINDS):
+        return folder
     raise ModelLoadError(
         f"model {str(path)!r}: neither a text recogniser ({' or '.join(KINDS)}) nor a run with a checkpoint"
     )

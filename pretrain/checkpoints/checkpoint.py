@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
-from common.atomic_files import fsync
+from common.atomic_files import fsync, publish, write_whole
 from common.find_model import newest_checkpoints
 from common.untrusted_files import typed
 from data_pipeline.identity import explain_mismatch, fingerprint
@@ -203,12 +203,8 @@ class Checkpoints:
                 fsync(path)
         if final.exists():  # the same step again, after a rollback
             shutil.rmtree(final)
-        temporary.rename(final)
-        fsync(self.directory)
-        pointer = self.directory / f"{LATEST_NAME}.tmp"
-        pointer.write_text(final.name)
-        fsync(pointer)
-        pointer.replace(self.directory / LATEST_NAME)
+        publish(temporary, final)
+        write_whole(self.directory / LATEST_NAME, final.name)
         self._prune()
 
     def _prune(self) -> None:

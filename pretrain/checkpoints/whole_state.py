@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from common.atomic_files import fsync
+from common.atomic_files import fsync, publish
 from pretrain.checkpoints.checksums import seal
 from pretrain.checkpoints.engine_files import read_engine_file
 from pretrain.errors import CheckpointError
@@ -93,8 +93,7 @@ def write_whole_state(engine_files: Path, stage: int, ranks: int, names: Sequenc
     seal(temporary)
     for path in (*temporary.iterdir(), temporary):
         fsync(path)
-    temporary.rename(target)
-    fsync(target.parent)
+    publish(temporary, target)
 
 
 class WholeState:

@@ -12,8 +12,11 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from common.atomic_files import appearing
 
 NAME = "status.json"
 FORMAT = 1
@@ -71,9 +74,5 @@ class RunStatus:
 
     def _write(self) -> None:
         # Neither forced to disk nor worth an error: the run goes on without it, on a full disk for example.
-        temporary = self.path.with_suffix(".tmp")
-        try:
+        with suppress(OSError), appearing(self.path, durable=False) as temporary:
             temporary.write_text(json.dumps(self._content | {"written": time.time()}, ensure_ascii=False))
-            temporary.replace(self.path)
-        except OSError:
-            return

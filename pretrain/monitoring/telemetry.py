@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.atomic_files import write_whole
 from pretrain.config import TelemetryConfig
 from pretrain.monitoring.status_file import RunStatus
 
@@ -122,9 +123,7 @@ def _wandb_id(directory: Path) -> str:
     file = directory / WANDB_ID_FILE
     if not file.is_file():
         first = f"{socket.gethostname()} {directory.resolve()} {time.time_ns()}"
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(hashlib.sha256(first.encode(errors="surrogateescape")).hexdigest()[:16] + "\n")
-        temporary.replace(file)
+        write_whole(file, hashlib.sha256(first.encode(errors="surrogateescape")).hexdigest()[:16] + "\n")
     return file.read_text(encoding="utf-8").strip()
 
 
@@ -140,9 +139,7 @@ def _drop_rows_after(path: Path, step: int) -> None:
             continue  # cut off by a kill in the middle of a line
         if row["step"] <= step or row["kind"] == "event":
             kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(kept))
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -71,7 +71,7 @@ def run(config: TrainConfig, text: str, options: BenchConfig) -> str:
     report = table(found, config, ranks, options)
     advice = _write_winner(found.winner, config, results)
     for name, content in (("bench.txt", report), ("bench.json", _as_json(found, config, ranks, options))):
-        write_whole(results / name, content.encode())
+        write_whole(results / name, content)
     draw(found, config.task.units_per_sample()[1], results / "bench.png")
     return f"{report}\n{advice}"
 
@@ -181,7 +181,7 @@ def _write_winner(winner: Candidate, config: TrainConfig, results: Path) -> str:
     head = "The winner of a bench" + ("" if differing else ": the configuration's own setting, nothing to change")
     command = f"deepspeed pretrain/train.py --config CONFIG --config {path}"
     body = yaml.safe_dump(differing, sort_keys=False) if differing else ""
-    write_whole(path, f"# {head}. For training: {command}\n{body}".encode())
+    write_whole(path, f"# {head}. For training: {command}\n{body}")
     return f"{path}: for training, {command}"
 
 

@@ -97,7 +97,7 @@ class Runner:
             else:
                 made = self._launch(folder, content, candidate)
                 if made.status != "failed":
-                    write_whole(folder / "result.json", json.dumps(asdict(made) | {"identity": identity}).encode())
+                    write_whole(folder / "result.json", json.dumps(asdict(made) | {"identity": identity}))
         if self.progress.total is not None and self.progress.n >= self.progress.total:
             self.progress.total += 1
         self.progress.update()

@@ -110,8 +110,8 @@ def files(options: BudgetConfig) -> tuple[Path, Path] | None:
 
 def write(settled: Settled, file: Path, model: Path) -> None:
     """Writes the configuration and the model's shape, and reads them as `train.py` will."""
-    write_whole(model, model_yaml(settled.run).encode())
+    write_whole(model, model_yaml(settled.run))
     micro_size = settled.plan.config.batch.micro_size
     text = run_yaml(settled.budget, settled.run, str(model), micro_size, settled.choice, settled.too_large)
-    write_whole(file, text.encode())
+    write_whole(file, text)
     parse(["--config", str(file)])

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.atomic_files import write_whole
+from common.atomic_files import write_json
 from common.untrusted_files import read_json, typed
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def facts_of(task: type[Task] | Task) -> Facts:
 
 def write_facts(task: Task, run: Path) -> None:
     """Writes RUN/task.json."""
-    write_whole(run / NAME, json.dumps(asdict(facts_of(task)), indent=1, ensure_ascii=False).encode())
+    write_json(run / NAME, asdict(facts_of(task)))
 
 
 def read_facts(run: Path, class_path: str) -> Facts:

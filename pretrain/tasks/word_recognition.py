@@ -25,7 +25,7 @@ from arch.parseq.model import Parseq
 from arch.parseq.orderings import sample_orderings
 from arch.parseq.recogniser_config import RecogniserConfig
 from common.config_file import ModelConfigError
-from common.find_model import newest_checkpoints
+from common.find_model import folder_with
 from data_pipeline.loader import Batch
 from data_pipeline.source import Source
 from data_pipeline.words.replay import describe_words
@@ -156,8 +156,9 @@ class WordRecognitionTask(Task):
     def build_model(self, seed: int) -> nn.Module:
         model = seeded_build(self._new_model, seed)
         if self.initial_weights is not None:
-            given = Path(self.initial_weights)
-            path = next(iter(newest_checkpoints(given)), given) / "model.safetensors"
+            path = (
+                folder_with(self.initial_weights, "model.safetensors") or Path(self.initial_weights)
+            ) / "model.safetensors"
             try:
                 model.load_state_dict(load_file(path))
             except (OSError, RuntimeError) as error:

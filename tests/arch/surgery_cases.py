@@ -11,6 +11,7 @@ import yaml
 
 from arch.pangu_pi import PanguPiForCausalLM
 from arch.surgery.groups import Kind, Selection, unit_sets
+from common.token_shards import INDEX_DTYPE, Meta, ShardMeta
 
 from .conftest import PLAIN, SHAPE
 
@@ -63,9 +64,9 @@ def write_shards(
     shards = []
     for number, part in enumerate(np.array_split(stream, 2)):
         part.tofile(directory / f"{number:05}.ds")
-        shards.append({"file": f"{number:05}.ds", "tokens": len(part)})
-    meta = {"format_version": 1, "tokenizer_hash": tokenizer, "vocab_size": vocab_size, "token_bytes": 2}
-    (directory / "meta.json").write_text(json.dumps(meta | {"shards": shards}))
+        np.array([len(part)], INDEX_DTYPE).tofile(directory / f"{number:05}.ds.index")
+        shards.append(ShardMeta(f"{number:05}.ds", len(part), 1, 2 * len(part), "", ""))
+    Meta(tokenizer, vocab_size, 2, 1, 2, shards).save(directory)
     return directory
 
 

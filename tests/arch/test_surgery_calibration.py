@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from arch.surgery.calibration import draw_rows, open_shards
-from arch.surgery.errors import CalibrationError, SurgeryError
-from arch.surgery.vocabulary import read_vocabulary_map
+from arch.surgery.errors import CalibrationError
+from arch.surgery.vocabulary import read_kept_rows
+from common.errors import ShardError
+from common.vocabulary_map import VocabularyMapError
 
 from .surgery_cases import write_map, write_shards
+
+FOREIGN = {"file": "../00000.ds", "tokens": 1, "documents": 1, "bytes": 1, "sha256": "", "index_sha256": ""}
 
 
 def test_rows_are_disjoint_pieces_of_the_shards(tmp_path):
@@ -40,26 +44,26 @@ def test_bad_shards_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone"):
         open_shards([tmp_path / "gone"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CalibrationError, match="not a finished directory"):
+    with pytest.raises(ShardError, match="not a finished shard directory"):
         open_shards([tmp_path / "empty"])
     with pytest.raises(CalibrationError, match="shards of different tokenizers"):
         open_shards([good, write_shards(tmp_path / "foreign", tokenizer="other")])
     with pytest.raises(CalibrationError, match=r"good: 300 rows of 16 tokens are needed, there are 250"):
         draw_rows(open_shards([good]), [300], 16, seed=0)
     (good / "00001.ds").write_bytes((good / "00001.ds").read_bytes()[:-2])
-    with pytest.raises(CalibrationError, match=r"00001.ds: has 3,998 bytes, meta.json gives 4,000"):
+    with pytest.raises(ShardError, match=r"00001.ds: truncated: expected 4000 bytes, found 3998"):
         open_shards([good])
     (good / "00001.ds").unlink()
-    with pytest.raises(CalibrationError, match=r"00001.ds: is not there"):
+    with pytest.raises(ShardError, match=r"00001.ds: named in meta.json but missing"):
         open_shards([good])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"token_bytes": 8}, "token_bytes: Input should be 2 or 4"),
+        ({"token_bytes": 8}, "expected token_bytes 2 or 4, found 8"),
         ({"vocab_size": "97"}, "wrong type"),
-        ({"shards": [{"file": "../00000.ds", "tokens": 1}]}, "is not a file of this directory"),
+        ({"shards": [FOREIGN]} | {name: FOREIGN[name] for name in ("tokens", "documents", "bytes")}, "plain file name"),
         ({"shards": None}, "shards: Input should be a valid array"),
         ({"tokenizer_hash": None}, "wrong type"),
     ],
@@ -67,11 +71,11 @@ def test_bad_shards_are_named(tmp_path):
 def test_a_broken_meta_is_named(tmp_path, change, message):
     meta = write_shards(tmp_path / "a") / "meta.json"
     meta.write_text(json.dumps(json.loads(meta.read_text()) | change))
-    with pytest.raises(CalibrationError, match=message) as error:
+    with pytest.raises(ShardError, match=message) as error:
         open_shards([tmp_path / "a"])
     assert str(meta) in str(error.value)
     meta.write_text("{")
-    with pytest.raises(CalibrationError, match="not JSON"):
+    with pytest.raises(ShardError, match="not JSON"):
         open_shards([tmp_path / "a"])
 
 
@@ -86,8 +90,8 @@ def test_ids_beyond_the_vocabulary_are_found(tmp_path):
 
 def test_a_vocabulary_map_translates(tmp_path):
     kept = [0, 3, 4, 10]
-    vocabulary = read_vocabulary_map(write_map(tmp_path / "vocabulary_map.json", kept))
-    assert read_vocabulary_map(tmp_path).kept.tolist() == kept
+    vocabulary = read_kept_rows(write_map(tmp_path / "vocabulary_map.json", kept))
+    assert read_kept_rows(tmp_path).kept.tolist() == kept
     assert not vocabulary.uses_new_ids("donor") and vocabulary.uses_new_ids("new")
     with pytest.raises(CalibrationError, match="tokenizer other"):
         vocabulary.uses_new_ids("other")
@@ -99,7 +103,7 @@ def test_a_vocabulary_map_translates(tmp_path):
 
 @pytest.mark.parametrize("kept", [[], [3, 1], [1, 1], [-1, 2], [5, 97], "abc", None, [1, "2"]])
 def test_a_map_that_does_not_ascend_within_the_donor_is_refused(tmp_path, kept):
-    with pytest.raises(SurgeryError, match=r"map.json: (not a vocabulary map|expected format 1)"):
-        read_vocabulary_map(write_map(tmp_path / "map.json", kept))
-    with pytest.raises(FileNotFoundError, match="tokenizer compress"):
-        read_vocabulary_map(tmp_path)
+    with pytest.raises(VocabularyMapError, match=r"map.json: (not a vocabulary map|expected format 1)"):
+        read_kept_rows(write_map(tmp_path / "map.json", kept))
+    with pytest.raises(VocabularyMapError, match="not found; give the --output of `python -m tokenizer compress`"):
+        read_kept_rows(tmp_path)

@@ -85,7 +85,7 @@ def test_what_cannot_be_read_is_named(folder, tmp_path):
     for path, message in cases:
         with pytest.raises(ImageError, match=message):
             ImageSource(path, 16)
-    with pytest.raises(ImageError, match=r"plain\.parquet: needs a column 'picture', has id, image"):
+    with pytest.raises(ImageError, match=r"plain\.parquet: no column 'picture'; it has id, image"):
         ImageSource(write_parquet(tmp_path / "plain.parquet", PNGS), 16, column="picture")
     damaged = ImageSource(
         write_parquet(tmp_path / "cut.parquet", [PNGS[0], PNGS[1][:-50], as_png(np.zeros((1, 9, 3), np.uint8))]), 16

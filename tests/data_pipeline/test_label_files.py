@@ -57,7 +57,7 @@ def test_every_form_gives_the_same_labels(form: str, tmp_path: Path) -> None:
     name, content = FORMS[form]
     (folder(tmp_path) / name).write_bytes(content)
     store = open_words(tmp_path)
-    assert list(store.labels) == LABELS
+    assert store.column("text") == LABELS
     assert [store.image(number) for number in range(len(LABELS))] == [picture(number) for number in range(len(LABELS))]
 
 
@@ -69,7 +69,7 @@ def test_links_are_followed_and_the_rest_is_shown(tmp_path: Path, capsys) -> Non
         (store / f"{number}.png").symlink_to(tmp_path / "blobs" / f"{number}f")
     (store / "._0.png").write_bytes(b"companion")
     (store / "labels.txt").write_text("0.png\tzero\n1.png\tone\n")
-    assert list(open_words(store).labels) == ["zero", "one"]
+    assert open_words(store).column("text") == ["zero", "one"]
     assert "labels.txt: names 2 images; 1 more are not used (2.png)" in capsys.readouterr().err
     (store / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (store / "labels.txt").write_text("gone.png\tx\n")

@@ -50,7 +50,7 @@ def test_workers_read_an_lmdb_that_the_training_process_has_open(tmp_path):
 def test_every_layout_gives_the_same_words(stores):
     for path in stores:
         store = pickle.loads(pickle.dumps(open_words(path)))  # worker processes get it that way
-        assert list(store.labels) == LABELS
+        assert store.column("text") == LABELS
         assert [store.image(number) for number in range(5)] == [picture(number) for number in range(5)]
         assert content_hash(store) == content_hash(open_words(stores[0]))
 

@@ -63,7 +63,7 @@ def test_our_class_opens_llama_shapes(tiny_model):
 def test_model_errors_are_one_line(tmp_path):
     with pytest.raises(ModelLoadError, match="there is no such folder"):
         resolve_model(str(tmp_path / "x" / "y"))
-    with pytest.raises(ModelLoadError, match=r"neither a model \(config.json\) nor a run"):
+    with pytest.raises(ModelLoadError, match=r"neither a model \(config.json, .gguf\) nor a run"):
         resolve_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelLoadError, match=r"config\.json:1: not JSON"):

@@ -70,11 +70,12 @@ def _read_shards(folder: Path) -> None:
 
 def _read_shards_elsewhere(folder: Path) -> None:
     from arch.surgery.calibration import draw_rows, open_shards
+    from common.errors import ShardError
     from tokenizer.compression.counting import CountingError, count_shards
 
     try:
         assert count_shards(folder, "0" * 64, VOCABULARY).documents >= 0
-    except CountingError as error:
+    except (CountingError, ShardError) as error:
         assert str(folder) in str(error)
     draw_rows(open_shards([folder]), [2], 8, 0)
 
@@ -156,12 +157,12 @@ def _write_map(folder: Path) -> None:
 
 
 def _read_map(folder: Path) -> None:
-    from arch.surgery.vocabulary import read_vocabulary_map
+    from arch.surgery.vocabulary import read_kept_rows
     from common.vocabulary_map import VocabularyMap
 
     loaded = VocabularyMap.load(folder)
     assert len(loaded.new_ids) == loaded.donor_vocab_size
-    read_vocabulary_map(folder)
+    read_kept_rows(folder)
 
 
 def _write_patches(folder: Path) -> None:
@@ -304,9 +305,9 @@ def _read_record(folder: Path) -> None:
 
 def targets() -> list[Target]:
     """All of them; the errors' classes are imported here, so that a test can count examples without them."""
-    from arch.surgery.errors import CalibrationError, SurgeryError
+    from arch.surgery.errors import CalibrationError
     from common.config_file import ModelConfigError
-    from common.errors import DataError
+    from common.errors import DataError, ShardError
     from common.vocabulary_map import VocabularyMapError
     from eval.grid.grid import GridError
     from eval.report.run_record import RunNotFoundError
@@ -330,14 +331,15 @@ def targets() -> list[Target]:
     tokenizer_error = (TokenizerLoadError,)
     return [
         Target("shards", 1600, shard_files, _write_shards, _read_shards, (DataError,)),
-        Target("shards, other readers", 800, shard_files, _write_shards, _read_shards_elsewhere, (CalibrationError,)),
+        Target("shards, other readers", 800, shard_files, _write_shards, _read_shards_elsewhere,
+               (CalibrationError, ShardError)),
         Target("checkpoint meta.json", 1400, [("meta.json", whole)], _write_checkpoint, _read_checkpoint,
                (CheckpointError,)),
         Target("ledger and selection", 1600, rounds, _write_rounds, _read_rounds, (DataError, LedgerError)),
         Target("order.json", 600, [("order.json", whole)], _write_run, _read_run,
                (DataError, TokenizerLoadError, FileNotFoundError)),
         Target("vocabulary_map.json", 700, [("vocabulary_map.json", whole)], _write_map, _read_map,
-               (VocabularyMapError, SurgeryError)),
+               (VocabularyMapError,)),
         Target("visual tokenizer, patches", 700, visual, _write_patches, _read_visual, (VisualTokenizerError,)),
         Target("visual tokenizer, vq", 200, visual, _write_vq, _read_visual, (VisualTokenizerError,)),
         Target("tokenizer.json", 700, [("tokenizer.json", whole)], copies("tokenizer.json"), loads("tokenizer.json"),

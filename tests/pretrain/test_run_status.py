@@ -102,7 +102,7 @@ def test_only_the_first_of_many_quick_changes_is_written_and_a_full_disk_is_no_e
         status.update(step=step)
     assert read(tmp_path)["step"] == 0
     (tmp_path / "status.json").unlink()
-    (tmp_path / "status.tmp").mkdir()  # cannot be written to
+    (tmp_path / "status.json.tmp").mkdir()  # cannot be written to
     status.end("finished")
     assert not (tmp_path / "status.json").exists()
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
+from common.errors import ShardError
 from common.vocabulary_map import VocabularyMap, VocabularyMapError
 from data_pipeline.shards.prepare import prepare
 from data_pipeline.shards.prepare_config import PrepareConfig
@@ -198,7 +199,7 @@ def test_shards_count_as_their_text_does(trained, compressed, corpus_file, tmp_p
         run(trained("unigram"), tmp_path / "shards", tmp_path / "other")
     shard = next((tmp_path / "shards").glob("*.ds"))
     shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(CountingError, match=r"bytes long, not \d+; copy it again"):
+    with pytest.raises(ShardError, match=r"truncated: expected \d+ bytes, found \d+; copy it again"):
         run(trained(kind), tmp_path / "shards", tmp_path / "cut")
 
 

@@ -24,7 +24,7 @@ def by_store(folder: Path) -> list[bytes]:
 def by_tables(folder: Path) -> list[bytes]:
     """Pairs that are made from photographs."""
     tables = open_tables([folder], ["image"])
-    return [table.content(row, "image") for table in tables for row in range(table.rows)]
+    return [table.content(row, "image") for table in tables for row in range(len(table))]
 
 
 def by_photographs(folder: Path) -> list[bytes]:
@@ -75,7 +75,7 @@ def test_pairs_in_folders_belong_together_by_their_path(tmp_path: Path, capsys) 
         (tmp_path / column / "a.PNG").write_bytes(PNGS[number + 2])
         (tmp_path / column / "._a.png").write_bytes(b"\0")
     [table] = open_tables([tmp_path], ["input", "target"])
-    rows = [[table.content(row, column) for column in ("input", "target")] for row in range(table.rows)]
+    rows = [[table.content(row, column) for column in ("input", "target")] for row in range(len(table))]
     assert sorted(rows) == sorted([[PNGS[0], PNGS[1]], [PNGS[2], PNGS[3]]])
     (tmp_path / "input" / "a.jpg").write_bytes(PNGS[0])
     with pytest.raises(ValueError, match="have one name"):

@@ -15,26 +15,20 @@ Cost: encoding the corpus once (5 MB/s a core), and about 20 seconds for a vocab
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.atomic_files import appearing_folder
 from common.processes import available_cores
+from common.token_shards import is_shard_directory
 from common.vocabulary_map import MAP_FILE, VocabularyMap
 from tokenizer.compression.compress_config import CompressConfig
 from tokenizer.compression.compress_plots import plot_fit, plot_kept
 from tokenizer.compression.compress_report import CompressReport, LostPiece, PieceCount
-from tokenizer.compression.counting import (
-    CountingError,
-    Counts,
-    count_shards,
-    count_texts,
-    is_shard_directory,
-    shard_texts,
-)
+from tokenizer.compression.counting import CountingError, Counts, count_shards, count_texts, shard_texts
 from tokenizer.compression.selection import Selector
 from tokenizer.compression.sliceable import SliceableTokenizer, open_sliceable
 from tokenizer.fingerprint import tokenizer_hash
@@ -70,6 +64,7 @@ def compress(config: CompressConfig) -> CompressReport:
     Raises:
         FileNotFoundError, TokenizerLoadError: the tokenizer cannot be opened or cut.
         InvalidDocumentError, ValueError: a document or file of the corpus cannot be used; names file and line.
+        ShardError: shards that are truncated or damaged.
         CountingError: no text, or shards of another tokenizer.
         SelectionError: no vocabulary of this size; with auto, none that the rule accepts.
         CompressError: OUTPUT holds something else, or the result would lose text that the donor keeps.
@@ -87,7 +82,7 @@ def compress(config: CompressConfig) -> CompressReport:
     published = kept if not config.closure else Selector(donor, counts.per_id, closed=False).select(size)
     cut = donor.cut(kept)
     samples = _samples(config, donor)
-    with _appearing(output) as folder:
+    with appearing_folder(output) as folder:
         cut.write(folder)
         small = load_tokenizer(folder)
         before, after = _fits(loaded, samples), _fits(small, samples)
@@ -248,20 +243,3 @@ def _check_output(output: Path) -> None:
     ours = (output / MAP_FILE).is_file()
     if output.exists() and not ours and (not output.is_dir() or any(output.iterdir())):
         raise CompressError(f"{output}: holds something else than a compressed tokenizer; choose another --output")
-
-
-@contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A folder that takes the place of `output` when the block ends well, and vanishes otherwise."""
-    partial, old = (output.with_name(f"{output.name}.{what}") for what in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if output.exists():
-            output.replace(old)
-        partial.replace(output)
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)

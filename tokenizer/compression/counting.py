@@ -11,24 +11,22 @@ Token shards need no encoding at all: their ids are counted as they lie on the d
 
 import hashlib
 import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge, Le
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from common.atomic_files import owned_name
 from common.processes import WorkerContext, end_with_parent
-from common.untrusted_files import is_plain_name, read_json, typed
+from common.token_shards import Meta
 from tokenizer.compression.sliceable import SliceableTokenizer, open_saved_encoder
 from tokenizer.compression.stretches import count_stretches, cuts_independently
 
@@ -38,7 +36,7 @@ SHARD_BLOCK = 2**22
 
 
 class CountingError(ValueError):
-    """A corpus that cannot be counted: no text, or shards that are damaged or of another tokenizer."""
+    """A corpus that cannot be counted: no text, or shards of another tokenizer or of images."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def count_texts(texts: Iterable[str], tokenizer: SliceableTokenizer, folder: Pat
     key = hashlib.sha256(content).hexdigest()
     folder = folder / key[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(folder / name, content)
+    _write(folder / name, content)
     parts = ((part, folder / f"{_part_key(part)}.npz") for part in _parts(texts))
     count = partial(_count_part, str(folder / name), len(tokenizer.names))
     if workers == 1:
@@ -95,100 +93,51 @@ def count_shards(directory: Path, tokenizer_hash: str, vocab_size: int) -> Count
     """Counts the ids in the shards that `python -m data_pipeline prepare` wrote (meta.json beside .ds files).
 
     Raises:
-        CountingError: shards of another tokenizer, truncated shards, or ids outside the vocabulary.
+        ShardError: the shards are truncated or damaged.
+        CountingError: shards of another tokenizer or of images, or ids outside the vocabulary.
     """
-    meta = read_shard_meta(directory)
-    if meta["tokenizer_hash"] != tokenizer_hash:
+    meta = Meta.load(directory)
+    meta.check_files(directory)
+    if meta.tokenizer_hash != tokenizer_hash:
         raise CountingError(
-            f"{directory}: these shards were made by tokenizer {meta['tokenizer_hash'][:12]}, not by the one to"
+            f"{directory}: these shards were made by tokenizer {meta.tokenizer_hash[:12]}, not by the one to"
             f" compress, {tokenizer_hash[:12]}; give the text, or that tokenizer ({directory / 'tokenizer'})"
         )
     total = np.zeros(vocab_size, dtype=np.int64)
-    for shard in tqdm(meta["shards"], desc="count shards", unit="shard"):
-        ids = map_shard(directory, meta, shard)
+    for shard in tqdm(meta.shards, desc="count shards", unit="shard"):
+        ids = meta.map_tokens(directory, shard)
         for start in range(0, len(ids), SHARD_BLOCK):
             block = np.bincount(ids[start : start + SHARD_BLOCK], minlength=vocab_size)
             if len(block) > vocab_size:
                 raise CountingError(
-                    f"{directory / shard['file']}: holds token {len(block) - 1}, outside the vocabulary of"
+                    f"{directory / shard.file}: holds token {len(block) - 1}, outside the vocabulary of"
                     f" {vocab_size}; the file was altered, prepare again"
                 )
             total += block
-    documents = sum(shard["documents"] for shard in meta["shards"])
-    for name in ("bos_token_id", "eos_token_id"):
-        if meta[name] >= vocab_size:
-            raise CountingError(f"{directory}: meta.json gives {name} {meta[name]}, outside of {vocab_size} ids")
-        total[meta[name]] -= documents
-    return Counts(total, documents, sum(shard["bytes"] for shard in meta["shards"]))
+    for token in (meta.bos_token_id, meta.eos_token_id):
+        if token is None or token >= vocab_size:
+            raise CountingError(
+                f"{directory}: meta.json gives {token} as the first or last token of a document, expected one of"
+                f" {vocab_size} ids; shards of images cannot be counted"
+            )
+        total[token] -= meta.documents
+    return Counts(total, meta.documents, meta.bytes)
 
 
 def shard_texts(directory: Path, backend: Tokenizer, budget: int) -> Iterator[str]:
     """Texts of documents spread evenly over the shards, decoded; about `budget` tokens of them."""
-    meta = read_shard_meta(directory)
-    total = max(1, sum(shard["tokens"] for shard in meta["shards"]))
-    for shard in meta["shards"]:
-        ids = map_shard(directory, meta, shard)
-        ends = np.fromfile(directory / f"{Path(shard['file']).name}.index", dtype="<u8").astype(np.int64)
+    meta = Meta.load(directory)
+    meta.check_files(directory)
+    for shard in meta.shards:
+        ids = meta.map_tokens(directory, shard)
+        ends = meta.map_ends(directory, shard).astype(np.int64)
         starts = np.concatenate([[0], ends[:-1]])
         for number in np.unique(
-            np.linspace(0, len(ends) - 1, min(len(ends), max(1, len(ends) * budget // total)), dtype=np.int64)
+            np.linspace(0, len(ends) - 1, min(len(ends), max(1, len(ends) * budget // meta.tokens)), dtype=np.int64)
         ):
             document = ids[starts[number] + 1 : ends[number] - 1]
             if len(document):
                 yield backend.decode(document.tolist(), skip_special_tokens=False)
-
-
-@dataclass(frozen=True)
-class _Shard:
-    file: str
-    tokens: Annotated[int, Ge(0), Le(2**53)]
-    documents: Annotated[int, Ge(0), Le(2**53)]
-    bytes: Annotated[int, Ge(0), Le(2**53)]
-
-
-@dataclass(frozen=True)
-class _ShardsMeta:
-    """What is needed here of the meta.json that the data pipeline writes."""
-
-    tokenizer_hash: str
-    token_bytes: Literal[2, 4]
-    bos_token_id: Annotated[int, Ge(0)]
-    eos_token_id: Annotated[int, Ge(0)]
-    shards: list[_Shard]
-
-
-def is_shard_directory(path: Path) -> bool:
-    """Whether a directory holds finished shards."""
-    return (path / "meta.json").is_file()
-
-
-def read_shard_meta(directory: Path) -> dict[str, Any]:
-    """meta.json of a shard directory.
-
-    Raises:
-        CountingError: not JSON, or fields are missing.
-    """
-    path = directory / "meta.json"
-    content = read_json(path, CountingError)
-    meta = typed(_ShardsMeta, content, f"{path}: not the meta.json of token shards; prepare again", CountingError)
-    if outside := [shard.file for shard in meta.shards if not is_plain_name(shard.file)]:
-        raise CountingError(f"{path}: the shard {outside[0]!r} is not a file of this directory")
-    return asdict(meta)
-
-
-def map_shard(directory: Path, meta: dict[str, Any], shard: dict[str, Any]) -> np.ndarray:
-    """The ids of one shard, memory-mapped.
-
-    Raises:
-        CountingError: the file is missing or has another size than meta.json says.
-    """
-    path = directory / Path(shard["file"]).name
-    expected = shard["tokens"] * meta["token_bytes"]
-    found = path.stat().st_size if path.is_file() else -1
-    if found != expected:
-        what = "missing" if found < 0 else f"{found} bytes long, not {expected}"
-        raise CountingError(f"{path}: {what}; copy it again or prepare again")
-    return np.memmap(path, np.dtype(f"<u{meta['token_bytes']}"), mode="r")
 
 
 def _in_order(
@@ -219,7 +168,7 @@ def _count_part(encoder_file: str, vocab_size: int, texts: list[str], file: Path
     counts = Counts(per_id, len(texts), sum(len(text.encode()) for text in texts))
     content = io.BytesIO()
     np.savez(content, ids=used, counts=per_id[used], documents=counts.documents, bytes=counts.bytes)
-    _write_atomically(file, content.getvalue())
+    _write(file, content.getvalue())
     return counts
 
 
@@ -255,7 +204,8 @@ def _part_key(texts: list[str]) -> str:
     return digest.hexdigest()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial_path = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial_path.write_bytes(content)
-    partial_path.replace(path)
+def _write(path: Path, content: bytes) -> None:
+    """In one step, whoever else writes the same file; not forced to disk, for it can be made again."""
+    partial = owned_name(path)
+    partial.write_bytes(content)
+    partial.replace(path)

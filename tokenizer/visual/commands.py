@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from tokenizer.inputs.image_stores import ImageStore
+    from tokenizer.inputs.image_table import ImageTable
     from tokenizer.visual.reconstruction import Reconstruction
 
 SHOWN = 8
@@ -253,13 +253,13 @@ def inspect(config: VisualInspectConfig) -> Report:
     return Report([head, *(f"  {name}: {result.to_text()}" for name, result in found.items())])
 
 
-def _open(images: list[str], column: str) -> ImageStore:
+def _open(images: list[str], column: str) -> ImageTable:
     from tokenizer.inputs.image_stores import open_images
 
     return open_images(images, column)
 
 
-def _pixels(store: ImageStore, numbers: Any, size: int, what: str) -> Iterator[np.ndarray]:
+def _pixels(store: ImageTable, numbers: Any, size: int, what: str) -> Iterator[np.ndarray]:
     from tqdm import tqdm
 
     from tokenizer.inputs.image_stores import square_pixels

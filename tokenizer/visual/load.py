@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from common.find_model import newest_checkpoints
+from common.find_model import folder_with
 from common.untrusted_files import read_json
 from tokenizer.visual.base import VISUAL_FILE, WEIGHTS_FILE, VisualTokenizer, VisualTokenizerError
 
@@ -22,10 +22,7 @@ GEOMETRY = ("image_size", "grid", "vocab_size")
 
 def find_visual_tokenizer(path: str | Path) -> Path | None:
     """The directory with the two files: `path` itself, the newest checkpoint of a run, or none."""
-    for directory in (Path(path), *newest_checkpoints(path)):
-        if (directory / VISUAL_FILE).is_file():
-            return directory
-    return None
+    return folder_with(path, VISUAL_FILE)
 
 
 def load_visual_tokenizer(path: str | Path) -> VisualTokenizer:
