@@ -8,12 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.errors import InputError
 from common.untrusted_files import read_json, read_yaml
 
 Config = TypeVar("Config")
 
 
-class ModelConfigError(ValueError):
+class ModelConfigError(InputError, ValueError):
     """A model configuration that cannot be read, or that has an unknown, ill-typed or contradictory field."""
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
+from common.errors import InputError
 from common.untrusted_files import read_json, typed
 
 MAP_FILE = "vocabulary_map.json"
@@ -23,7 +24,7 @@ MAX_VOCABULARY = 2**24
 """Ids that a donor can have; tables of that length are made from a file's word."""
 
 
-class VocabularyMapError(ValueError):
+class VocabularyMapError(InputError, ValueError):
     """No map, or one that cannot be trusted."""
 
 

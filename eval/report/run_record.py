@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.untrusted_files import read_json, read_yaml, typed
 from eval.report.pictures import CAPTIONS, Picture, read_pictures
 
@@ -18,7 +19,7 @@ TEXT_TASKS = ("LanguageModelTask", "")
 """Tasks whose runs come with generated text; the empty name is a run that does not say what it trained."""
 
 
-class RunNotFoundError(FileNotFoundError):
+class RunNotFoundError(InputError, FileNotFoundError):
     """There is no run directory at the given path."""
 
 

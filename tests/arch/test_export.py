@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from arch.__main__ import export, main
-from arch.pangu_pi import PanguPiForCausalLM
+from arch.__main__ import main
+from arch.pangu_pi import PanguPiForCausalLM, export
 from arch.pangu_pi.export import MODELING_FILES, ExportError, export_model
 from arch.pangu_pi.load_weights import WeightsError, load_causal_lm
 from common.config_file import ModelConfigError

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from arch.__main__ import export, main
-from arch.pangu_pi import PanguPiForCausalLM
+from arch.__main__ import main
+from arch.pangu_pi import PanguPiForCausalLM, export
 from arch.pangu_pi.accounting import count_parameters
 from arch.pangu_pi.load_weights import load_causal_lm
 from arch.surgery.calibration import draw_rows, open_shards

@@ -11,8 +11,8 @@ import pytest
 import torch
 import yaml
 
-from arch.__main__ import export
 from arch.__main__ import main as arch_command
+from arch.pangu_pi import export
 from arch.pangu_pi.load_weights import load_causal_lm
 from eval.__main__ import main
 from eval.commands import HeldOutOptions

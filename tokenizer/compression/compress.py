@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import InputError
 from common.processes import available_cores
 from common.vocabulary_map import MAP_FILE, VocabularyMap
 from tokenizer.compression.compress_config import CompressConfig
@@ -60,7 +61,7 @@ SCRIPTS_SAMPLED = 4
 """The sample of a corpus is this many times as large as that of one language, before it is sorted by script."""
 
 
-class CompressError(ValueError):
+class CompressError(InputError, ValueError):
     """A compression that is refused: an output that holds something else, or a result that would lose text."""
 
 

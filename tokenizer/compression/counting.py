@@ -27,6 +27,7 @@ from annotated_types import Ge, Le
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from common.errors import InputError
 from common.processes import WorkerContext, end_with_parent
 from common.untrusted_files import is_plain_name, read_json, typed
 from tokenizer.compression.sliceable import SliceableTokenizer, open_saved_encoder
@@ -37,7 +38,7 @@ SHARD_BLOCK = 2**22
 """Ids of a shard that are looked at together."""
 
 
-class CountingError(ValueError):
+class CountingError(InputError, ValueError):
     """A corpus that cannot be counted: no text, or shards that are damaged or of another tokenizer."""
 
 
