@@ -32,7 +32,8 @@ from torch import nn
 from pretrain.attention import built_with
 from pretrain.config import BatchConfig, EngineConfig, OptimizerConfig, TrainConfig
 from pretrain.engine import Engine
-from pretrain.planning.plan import PlanConfig, predict
+from pretrain.planning.options import PlanConfig
+from pretrain.planning.plan import predict
 from pretrain.planning.zero_memory import Moment
 from pretrain.ranks.world import World, initialise_world
 from pretrain.tasks import LanguageModelTask

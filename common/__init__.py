@@ -6,7 +6,7 @@ token_shards.py     meta.json of a directory of token shards; vocabulary_map.py 
 tokenizer_files.py  when a folder holds a tokenizer, and the known list of its files that goes into an export
 find_model.py       from what a person names to the files of a model
 config_file.py      fields from YAML or JSON, names checked
-command_line.py     dataclasses as command-line options
+door.py             a room's commands, from a table; command_line.py dataclasses as their options
 errors.py           what a user can mend
 folder_files.py     which files of a folder are data; text_streams.py opens them, json_text.py reads JSON
 processes.py        worker processes that end with their parent

@@ -1,7 +1,8 @@
 """Turns a config dataclass into command-line options: one per field, with the field's docstring as its help."""
 
-import sys
-from collections.abc import Callable, Collection, Mapping
+import difflib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -27,7 +28,7 @@ def add_config_arguments(
     Args:
         parser: of one command.
         config_class: a dataclass; the docstring under a field is its help.
-        config_file: whether to add `--config`.
+        config_file: whether to add `--config`, where no field has that name.
         skip: fields that the command adds in its own way.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -35,7 +36,7 @@ def add_config_arguments(
     lists = {field.name: field for field in fields(config_class) if "list[" in str(field.type)}
     classes = [base for base in reversed(config_class.__mro__) if is_dataclass(base)]
     helps = {entry.arg_name: entry.description for base in classes for entry in parse_from_object(base).params}
-    if config_file:
+    if config_file and all(field.name != "config" for field in fields(config_class)):
         parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     for name, field in lists.items():
         required = field.default is MISSING and field.default_factory is MISSING
@@ -64,16 +65,6 @@ def _bounded_load(text: str) -> Any:
         raise YAMLError(f"{type(error).__name__}: {error}") from None  # what a tag does to a value it does not fit
 
 
-def end_interrupted(command: str) -> int:
-    """Says that Ctrl-C ended a command, and returns its exit code.
-
-    What destructors raise from here on is not shown: libraries cut off while starting leave half-made objects.
-    """
-    sys.unraisablehook = lambda _: None
-    print(f"{command}: interrupted", file=sys.stderr)
-    return 130
-
-
 def make_config(parser: ArgumentParser, config_class: type, options: dict[str, Any]) -> Any:
     """Builds the config from parsed options; a value that the config refuses ends the program like a wrong argument."""
     try:
@@ -95,3 +86,59 @@ def build_config(config_class: type, options: Mapping[str, Any]) -> Any:
         if inner and isinstance(value, Mapping):
             given[name] = build_config(inner[0], value)  # type: ignore[arg-type]
     return config_class(**given)
+
+
+def one_spelling(words: Sequence[str], config_class: type | None = None) -> list[str]:
+    """A command line with `--vocab-size` written `--vocab_size`, as fields are; after the name of a list of numbers,
+    `[1, 2]` becomes words of their own."""
+    kinds = {f"--{field.name}": str(field.type) for field in fields(config_class)} if config_class else {}
+    meant: list[str] = []
+    option = ""
+    for word in words:
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            option = f"--{option[2:].replace('-', '_')}"
+            meant.append(option + equals + value)
+        elif "list[int]" in kinds.get(option, "") and re.fullmatch(r"\[[-\d,\s]+\]", word):
+            meant += re.findall(r"-?\d+", word)
+        else:
+            meant.append(word)
+    return meant
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message as one line; an option that there is not comes with the nearest valid name instead."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
+    unknown = unknown_field(text)
+    if unknown is None:
+        return text
+    names = [action.dest for action in parser._actions if action.dest != "help"]
+    return f"unknown field {unknown!r}; did you mean {nearest(unknown, names)!r}?"
+
+
+def unknown_field(text: str) -> str | None:
+    """The field that jsonargparse does not know, if that is what its message is about."""
+    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
+        return f"{found.group(1)}.{found.group(2)}"
+    found = re.search(r"Option '([\w.]+)' is not accepted", text) or re.search(
+        r"[Uu]nrecognized arguments: --([\w.]+)", text
+    )
+    return found.group(1) if found else None
+
+
+def nearest(unknown: str, names: Sequence[str]) -> str:
+    """The field with the initials of `unknown` (lr: learning_rate), or most like it, by full path or by last name.
+
+    The group that `unknown` was looked for in is none.
+    """
+    group, _, leaf = unknown.rpartition(".")
+    initials = ".".join(part for part in (group, "".join(word[0] for word in leaf.split("_") if word)) if part)
+    if initials in names and "_" in leaf:
+        return initials
+
+    def similarity(field: str) -> float:
+        whole = difflib.SequenceMatcher(None, unknown, field).ratio()
+        leaves = difflib.SequenceMatcher(None, unknown.rsplit(".", 1)[-1], field.rsplit(".", 1)[-1]).ratio()
+        return max(whole, 0.9 * leaves)
+
+    return max((field for field in names if not unknown.startswith(f"{field}.")), key=similarity)

@@ -8,12 +8,13 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from common.errors import InputError
 from common.untrusted_files import read_json, read_yaml, typed
 
 Config = TypeVar("Config")
 
 
-class ModelConfigError(ValueError):
+class ModelConfigError(InputError, ValueError):
     """A model configuration that cannot be read, or that has an unknown, ill-typed or contradictory field."""
 
 

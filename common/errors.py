@@ -4,8 +4,16 @@ Every message names the file (and the line, row or field), what was expected, wh
 """
 
 
-class DataError(ValueError):
-    """Base class: bad input or a bad request, never a bug. The command line prints it as one line and exits with 1."""
+class InputError(Exception):
+    """Base of everything that the user can mend. A command prints it as one line and exits with 1; a bug keeps its
+    traceback."""
+
+    exit_code: int | None = None
+    """Of errors that end with this code whatever the command: a step that failed is no wrong request."""
+
+
+class DataError(InputError, ValueError):
+    """Bad input or a bad request, in the data or in what was asked of them."""
 
 
 class ShardError(DataError):

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import InputError
+
 COMPANIONS = re.compile(
     r"\..*|__MACOSX|__pycache__|Thumbs\.db|ehthumbs\.db|desktop\.ini|.*~|#.*#|\$RECYCLE\.BIN|lost\+found"
     r"|.*\.(sw[op]|bak|tmp|temp|part|partial|crdownload|download|incomplete|lock|aria2)",
@@ -37,7 +39,7 @@ MAX_UNUSED = 0.1
 EXAMPLES = 3
 
 
-class UnusedFilesError(ValueError):
+class UnusedFilesError(InputError, ValueError):
     """Much of a folder would be left out."""
 
 

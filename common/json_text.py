@@ -16,12 +16,14 @@ from typing import Any
 
 import orjson
 
+from common.errors import InputError
+
 LONGEST_MARK = 12
 """Characters of what has no inside: two escapes of a surrogate pair, `-Infinity`."""
 SPACE = " \t\r\n\ufeff"
 
 
-class JsonError(ValueError):
+class JsonError(InputError, ValueError):
     """Not JSON."""
 
 

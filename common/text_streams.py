@@ -23,6 +23,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import zstandard
 
+from common.errors import DataError
 from common.folder_files import check_link, readable
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -107,10 +108,10 @@ def damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{readable(path)}: damaged or truncated ({error}); fetch or write it again") from error
+        raise DataError(f"{readable(path)}: damaged or truncated ({error}); fetch or write it again") from error
     except OSError as error:  # the decompressors' own have no error number
         if error.errno is None:
-            raise ValueError(f"{readable(path)}: damaged or truncated ({error}); fetch or write it again") from error
+            raise DataError(f"{readable(path)}: damaged or truncated ({error}); fetch or write it again") from error
         raise
 
 
@@ -149,7 +150,7 @@ def _check_head(head: bytes, path: Path, compression: str) -> None:
             if found
             else f"look at it; if it is text, remove {compression} from the name"
         )
-        raise ValueError(f"{readable(path)}: its name promises {wanted}, but it holds {is_}; {remedy}")
+        raise DataError(f"{readable(path)}: its name promises {wanted}, but it holds {is_}; {remedy}")
     if not compression:
         _check_text(head, path)
 
@@ -158,14 +159,14 @@ def _check_text(head: bytes, path: Path) -> None:
     """Refuses text that is not UTF-8 by its first bytes."""
     name = readable(path)
     if head.startswith(LFS_POINTER):
-        raise ValueError(f"{name}: a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
+        raise DataError(f"{name}: a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
     encoding = next((encoding for mark, encoding in WIDE_MARKS.items() if head.startswith(mark)), "")
     if not encoding and len(head) >= 8:  # without a mark: every second byte of Latin text is zero
         halves = head[: len(head) & ~1][0::2], head[: len(head) & ~1][1::2]
         if any(not any(half) for half in halves) and any(head):
             encoding = "UTF-16"
     if encoding:
-        raise ValueError(
+        raise DataError(
             f"{name}: is {encoding}, not UTF-8; convert it, for example: iconv -f {encoding} -t UTF-8 OLD > NEW"
         )
 
@@ -216,7 +217,7 @@ class ZstdFrames(io.RawIOBase):
         except zstandard.ZstdError:
             return  # no frame at all, which the decompressor says better
         if window > LARGEST_WINDOW:
-            raise ValueError(
+            raise DataError(
                 f"{readable(self._path)}: was compressed with a window of {window:,} bytes, and at most"
                 f" {LARGEST_WINDOW:,} are read; pack it again with zstd --long=27"
             )

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.untrusted_files import read_json
 
 VISUAL_TOKENIZER = "visual_tokenizer.json"
@@ -49,7 +50,7 @@ LIKELY_NAMES = {
 """Special tokens of a bare tokenizer.json, which does not say which of its tokens plays which part."""
 
 
-class TokenizerFilesError(ValueError):
+class TokenizerFilesError(InputError, ValueError):
     """A file of a tokenizer cannot be used, or would take another's place."""
 
 

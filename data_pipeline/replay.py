@@ -83,6 +83,11 @@ def replay(config: ReplayConfig) -> Iterator[ReplayedDocument]:
             yield ReplayedDocument(row, index, found.place, span, found.locate(span), found.describe(sample, span))
 
 
+def show(config: ReplayConfig) -> Iterator[str]:
+    """The same as lines for the terminal, or as JSON."""
+    return (as_json if config.json else as_text)(replay(config), config.characters)
+
+
 def as_text(documents: Iterator[ReplayedDocument], characters: int) -> Iterator[str]:
     """Lines for the terminal: one per sequence, and one below it per document."""
     row = -1

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from common.errors import DataError
 from tokenizer.inputs.broken_text import BrokenText
 
 
@@ -16,20 +17,20 @@ def at_least(options: object, smallest: int, *names: str) -> None:
     """Raises ValueError for the first of the options `names` that is given and below `smallest`."""
     for name in names:
         if (value := getattr(options, name)) is not None and not value >= smallest:
-            raise ValueError(f"--{name} must be at least {smallest}, got {value}")
+            raise DataError(f"--{name} must be at least {smallest}, got {value}")
 
 
 def check_limit(limit: float | None) -> None:
     """Raises ValueError for a number of documents that is neither whole nor a share below 1."""
     if limit is not None and not (0 < limit < 1 or (limit >= 1 and limit == int(limit))):
-        raise ValueError(f"--limit must be at least 1 and whole, or a share of the documents below 1, got {limit}")
+        raise DataError(f"--limit must be at least 1 and whole, or a share of the documents below 1, got {limit}")
 
 
 def check_batch_size(batch_size: int | str) -> None:
     """Raises ValueError for what is neither a number of sequences nor one of lm-eval's `auto`, `auto:N`."""
     automatic = isinstance(batch_size, str) and re.fullmatch(r"auto(:[1-9]\d*)?", batch_size)
     if not automatic and not (isinstance(batch_size, int) and batch_size >= 1):
-        raise ValueError(f"--batch_size must be at least 1, or auto, got {batch_size}")
+        raise DataError(f"--batch_size must be at least 1, or auto, got {batch_size}")
 
 
 def read_definitions(entries: list[str]) -> dict[str, str]:
@@ -37,7 +38,7 @@ def read_definitions(entries: list[str]) -> dict[str, str]:
     pairs = [entry.partition("=") for entry in entries]
     for entry, (name, _, value) in zip(entries, pairs, strict=True):
         if not name or not value:
-            raise ValueError(f"--define {entry}: must be NAME=VALUE")
+            raise DataError(f"--define {entry}: must be NAME=VALUE")
     return {name: value for name, _, value in pairs}
 
 
@@ -145,7 +146,7 @@ class CollapseOptions:
     def __post_init__(self) -> None:
         at_least(self, 1, "tokens", "sequence_length", "batch_size")
         if not 0 < self.threshold <= 1:
-            raise ValueError(f"--threshold must lie between 0 and 1, got {self.threshold}")
+            raise DataError(f"--threshold must lie between 0 and 1, got {self.threshold}")
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class ForgettingOptions:
     def __post_init__(self) -> None:
         for name in ("parts", "batches"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
+                raise DataError(f"--{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ class VisionOptions:
         read_definitions(self.define)
         at_least(self, 1, "queries", "examples", "sentence_pairs", "passes", "batch_size")
         if not self.pairs_in_prompt or min(self.pairs_in_prompt) < 0:
-            raise ValueError(f"--pairs_in_prompt must be numbers of 0 or more, got {self.pairs_in_prompt}")
+            raise DataError(f"--pairs_in_prompt must be numbers of 0 or more, got {self.pairs_in_prompt}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from common.errors import DataError
+
 CPU_LOGITS = 2**28
 """Logits of one batch that "auto" allows on a CPU: 1 GiB in float32."""
 MAX_BATCH = 64
@@ -47,7 +49,7 @@ class HarnessModel(HFLM):
     def __init__(self, model: Any, tokenizer: Any, batch_size: int | str = 1) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
         if self.prefix_token_id is None:
-            raise ValueError(
+            raise DataError(
                 "the tokenizer has neither a bos nor an eos token, one of which stands before every scored text; name "
                 "it in tokenizer_config.json (bos_token)"
             )

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arch.device import choose_device
 from common import find_model
+from common.errors import InputError
 from common.find_model import find_tokenizer, gguf_file
 from common.untrusted_files import read_json
 
 OUR_MODEL_TYPES = frozenset({"pangu_pi", "llama"})
 
 
-class ModelLoadError(ValueError):
+class ModelLoadError(InputError, ValueError):
     """The named model cannot be loaded; the message says what was looked for."""
 
 
@@ -27,13 +29,6 @@ class LoadedModel:
     """A transformers tokenizer."""
     source: str
     """The folder or hub id that was loaded."""
-
-
-def default_device(device: str | None) -> str:
-    """The named device, else the accelerator if there is one, else the CPU."""
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_model(path: str) -> str:
@@ -88,7 +83,7 @@ def load_model(
             f"model {path!r} brings Python code of its own, which is not run unless you say --trust_remote_code true;"
             " read it first"
         ) from None
-    return LoadedModel(model.to(default_device(device)).eval(), tokenizer, source)
+    return LoadedModel(model.to(choose_device(device)).eval(), tokenizer, source)
 
 
 def _open_tokenizer(directory: Path, gguf: Path | None, trust_remote_code: bool) -> Any:

@@ -6,7 +6,6 @@ mistyped field fails within seconds, before a process group or a tensor exists.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import re
@@ -22,8 +21,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from common import command_line
 from common.atomic_files import write_whole
-from common.command_line import Parser, bound_yaml
+from common.command_line import Parser, bound_yaml, one_spelling
 from data_pipeline.identity import explain_mismatch
 from pretrain.config import TrainConfig
 from pretrain.errors import ConfigurationError
@@ -69,7 +69,7 @@ def parse_with(
     own = set(inspect.signature(extra).parameters)
     outside = {"config", "local_rank", *own}
     try:
-        namespace = parser.parse_args(arguments)
+        namespace = parser.parse_args(one_spelling(sys.argv[1:] if arguments is None else arguments))
         check_given(namespace, get_type_hints(TrainConfig))
         instantiated = vars(parser.instantiate_classes(_with_variables(namespace)))
     except (ArgumentError, ValueError, TypeError, OSError) as error:
@@ -84,6 +84,19 @@ def parse_with(
     except TypeError as error:  # a null where a number is needed passes the parser
         raise ConfigurationError(f"a field has no value, or one of another type than --help says: {error}") from error
     return config, _dump(parser, namespace, outside), options
+
+
+def run_with(
+    name: str, words: Sequence[str], extra: type[Options], run: Callable[[TrainConfig, str, Options], str]
+) -> str:
+    """Reads the command line of `python -m pretrain NAME`, runs it and returns what it says.
+
+    Raises:
+        ConfigurationError: as `parse` does.
+    """
+    parser = build_parser(f"pretrain {name}", extra.__doc__ or "")
+    parser.add_class_arguments(extra)
+    return run(*parse_with(parser, words, extra))
 
 
 def _config_files(arguments: Sequence[str] | None) -> list[str]:
@@ -121,33 +134,13 @@ def _dump(parser: ArgumentParser, namespace: Namespace, outside: set[str]) -> st
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message as one line; an unknown field comes with the nearest valid name instead."""
-    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
-    unknown = _unknown_field(text)
-    if unknown is None:
+    """jsonargparse's message as one line; an unknown field, a task's too, comes with the nearest valid name."""
+    text = command_line.explain(message, parser)
+    owner, unknown = re.search(r"class_path '([\w.]+)'", message), command_line.unknown_field(message)
+    if owner is None or unknown is None:
         return text
-    owner = re.search(r"class_path '([\w.]+)'", text)
-    fields = _class_fields(owner.group(1)) if owner else [a.dest for a in parser._actions if a.dest != "help"]
-    where = f" of {owner.group(1)}" if owner else ""
-    return f"unknown field {unknown!r}{where}; did you mean {nearest(unknown, fields)!r}?"
-
-
-def nearest(unknown: str, fields: Sequence[str]) -> str:
-    """The field with the initials of `unknown` (lr: learning_rate), or most like it, by full path or by last name.
-
-    The group that `unknown` was looked for in is none.
-    """
-    group, _, leaf = unknown.rpartition(".")
-    initials = ".".join(part for part in (group, "".join(word[0] for word in leaf.split("_") if word)) if part)
-    if initials in fields and "_" in leaf:
-        return initials
-
-    def similarity(field: str) -> float:
-        whole = difflib.SequenceMatcher(None, unknown, field).ratio()
-        leaves = difflib.SequenceMatcher(None, unknown.rsplit(".", 1)[-1], field.rsplit(".", 1)[-1]).ratio()
-        return max(whole, 0.9 * leaves)
-
-    return max((field for field in fields if not unknown.startswith(f"{field}.")), key=similarity)
+    near = command_line.nearest(unknown, _class_fields(owner.group(1)))
+    return f"unknown field {unknown!r} of {owner.group(1)}; did you mean {near!r}?"
 
 
 def _class_fields(class_path: str) -> list[str]:
@@ -161,16 +154,6 @@ def _class_fields(class_path: str) -> list[str]:
         for field in dataclass_fields(option)
     ]
     return [*arguments, *nested]
-
-
-def _unknown_field(text: str) -> str | None:
-    """The field that jsonargparse does not know, if that is what the message is about."""
-    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
-        return f"{found.group(1)}.{found.group(2)}"
-    found = re.search(r"Option '([\w.]+)' is not accepted", text) or re.search(
-        r"[Uu]nrecognized arguments: --([\w.]+)", text
-    )
-    return found.group(1) if found else None
 
 
 def changed_settings(directory: Path, text: str) -> str:

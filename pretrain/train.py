@@ -40,7 +40,7 @@ def main() -> int:
     tell_deepspeed()
     silence_library_warnings()
     from pretrain.command_line import changed_settings, parse, write_config
-    from pretrain.errors import CheckpointError, ConfigurationError, LedgerError, PeerLost, TrainingDiverged
+    from pretrain.errors import ConfigurationError
 
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -71,20 +71,13 @@ def main() -> int:
 
     import torch.distributed as dist
 
-    from arch.pangu_pi.load_weights import WeightsError
-    from common.errors import DataError
+    from common.errors import InputError
     from data_pipeline.worker_signals import STOP_SIGNALS
     from pretrain.trainer import Outcome, train
-    from tokenizer.inputs.images import ImageError
-    from tokenizer.load import TokenizerLoadError
 
     try:
         outcome = train(config, launcher)
-    except (
-        *(ConfigurationError, CheckpointError, LedgerError, PeerLost, TrainingDiverged),
-        *(DataError, ImageError, TokenizerLoadError, WeightsError),
-        OSError,  # a file or folder that the configuration names
-    ) as error:
+    except (InputError, OSError) as error:  # of the system's errors, those of a file that the configuration names
         print(f"train.py: {error}", file=sys.stderr, flush=True)
         _leave()
     except Exception:

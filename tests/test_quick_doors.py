@@ -5,30 +5,55 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
+from common.door import Door
 
-@pytest.mark.parametrize("room", ["arch", "tokenizer", "data_pipeline", "eval", "pretrain"])
-def test_a_mistake_is_refused_without_torch(room: str):
+ROOMS = ["arch", "tokenizer", "data_pipeline", "eval", "pretrain"]
+HEAVY = "{'datasets', 'deepspeed', 'timm', 'torch', 'transformers'}"
+
+
+def doors(room: str) -> Iterator[Door]:
+    module = importlib.import_module(f"{room}.__main__")
+    if room == "pretrain":
+        yield Door(room, "", module.COMMANDS)
+        yield Door(room, "", {"plan": module.FROM_BUDGET})
+    else:
+        yield module.DOOR
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_mistake_is_refused_and_help_is_given_without_torch(room: str):
+    """Of the room and of every command, one after the other in one process."""
+    lines = [["no such command"], [], ["--help"]]
+    lines += [[*words, "--help"] for door in doors(room) for words, _ in door.parsers()]
+    lines += [["plan", "--hours", "1", "--help"]] if room == "pretrain" else []
     program = (
         "import sys\n"
         f"from {room}.__main__ import main\n"
-        "sys.argv = ['room', 'no such command']\n"
-        "try:\n"
-        "    main()\n"
-        "except SystemExit as end:\n"
-        "    print(end.code, sorted({'datasets', 'timm', 'torch', 'transformers'} & sys.modules.keys()))\n"
+        f"for words in {lines}:\n"
+        "    try:\n"
+        "        main(words)\n"
+        "    except SystemExit as end:\n"
+        f"        heavy = sorted({HEAVY} & sys.modules.keys())\n"
+        "        print('\\n>', words, end.code, heavy)\n"
     )
     child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert child.stdout == "2 []\n", child.stderr
+    said = [line for line in child.stdout.splitlines() if line.startswith("> ")]
+    assert said == [f"> {words} {0 if '--help' in words else 2} []" for words in lines], child.stderr
 
 
-@pytest.mark.parametrize("room", ["arch", "tokenizer", "data_pipeline", "eval", "pretrain"])
+@pytest.mark.parametrize("room", ROOMS)
 def test_no_command_takes_the_beginning_of_an_option_for_it(room: str):
-    waiting = [importlib.import_module(f"{room}.__main__").build_parser()]
-    while waiting:
-        parser = waiting.pop()
-        assert not parser.allow_abbrev, parser.prog
-        inner = [action.choices.values() for action in parser._actions if isinstance(action.choices, dict)]
-        waiting += [each for choices in inner for each in choices]
+    for door in doors(room):
+        for words, parser in door.parsers():
+            assert not parser.allow_abbrev, words
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_command_reads_a_file_of_its_options(room: str):
+    for door in doors(room):
+        for words, parser in door.parsers():
+            assert "--config" in parser._option_string_actions, words

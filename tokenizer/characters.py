@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import InputError
 from common.text_streams import open_lines
 
 CHARSETS = {
@@ -27,7 +28,7 @@ CHARSETS = {
 """The charsets of scene-text recognition, by the number of their characters; the order fixes the ids."""
 
 
-class CharsetError(ValueError):
+class CharsetError(InputError, ValueError):
     """A charset that cannot be used, or text outside of it."""
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
+from common.errors import InputError
 from tokenizer.characters import CharacterTokenizer, adapt_to_charset, check_charset
 
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -27,7 +28,7 @@ REMEMBERED = 1 << 16
 """Captions whose tokens are kept: most words are read again and again."""
 
 
-class CaptionError(ValueError):
+class CaptionError(InputError, ValueError):
     """A file of merges that cannot be used."""
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from common.errors import DataError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +27,7 @@ def document_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[int
     """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if eos is None:
-        raise ValueError(
+        raise DataError(
             f"{where}: the tokenizer has no eos_token, with which every document ends; name one of its tokens in"
             ' tokenizer_config.json, for example "eos_token": "<|endoftext|>"'
         )

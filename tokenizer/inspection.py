@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.errors import DataError
 from tokenizer.convert import SPACE
 from tokenizer.fingerprint import tokenizer_hash
 from tokenizer.inputs.broken_text import BrokenText, TextCheck
@@ -196,7 +197,7 @@ def measure_fit(tokenizer: "PreTrainedTokenizerBase", texts: list[str], kinds: l
         ValueError: there is no text.
     """
     if not texts:
-        raise ValueError("sample: a language has no document with text")
+        raise DataError("sample: a language has no document with text")
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     counts = np.bincount(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded]), minlength=len(kinds))
     tokens = int(counts.sum())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
+from common.errors import InputError
 from common.tokenizer_files import copy_tokenizer_files, names_code, sentencepiece_file, special_names
 from common.untrusted_files import read_bytes, read_json
 from tokenizer.convert import to_backend, tokenizer_config
@@ -29,7 +30,7 @@ TRIAL = "A trial: the ids of 3 words, 文字 \u2581é\n"
 """What a tokenizer encodes and decodes before it is handed out."""
 
 
-class TokenizerLoadError(ValueError):
+class TokenizerLoadError(InputError, ValueError):
     """There is something at the path, but no tokenizer that can be read."""
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
+from common.errors import InputError
+
 ModelProto = Any
 """An instance of `model_class()`: pieces, trainer_spec, normalizer_spec, denormalizer_spec."""
 
@@ -52,7 +54,7 @@ MESSAGES: dict[str, dict[str, tuple[int, str, str | None]]] = {
 """Message -> field -> number, type, default."""
 
 
-class ModelFormatError(ValueError):
+class ModelFormatError(InputError, ValueError):
     """A file that is no SentencePiece model, or one with no exact counterpart."""
 
 

@@ -6,6 +6,7 @@ with a score of -0.1 (SentencePiece's rule), and a piece that overlaps one can w
 
 from collections.abc import Mapping, Sequence
 
+from common.errors import DataError
 from tokenizer.convert import ESCAPE, SPACE, USER_SYMBOL_SCORE
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
@@ -73,7 +74,7 @@ def _best(text: str, scores: Mapping[str, float]) -> float:
 
 
 def _refuse(symbol: str, piece: str) -> None:
-    raise ValueError(
+    raise DataError(
         f"user_defined_symbols: a unigram model would break {symbol!r} where the piece {piece!r} fits as well; "
         "use model_type bpe, or a symbol of rarer characters"
     )

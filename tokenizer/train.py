@@ -23,6 +23,7 @@ from typing import Literal
 
 import sentencepiece
 
+from common.errors import DataError, InputError
 from tokenizer.convert import ESCAPES, LOSSLESS, to_backend, write_tokenizer
 from tokenizer.inputs.broken_text import BrokenText, TextCheck
 from tokenizer.inputs.corpus import corpus_texts
@@ -36,7 +37,7 @@ SCORE_GRID = 64
 CHECKED_TEXTS = 200
 
 
-class VocabularySizeError(ValueError):
+class VocabularySizeError(InputError, ValueError):
     """The data cannot support the vocabulary; the message says what it could."""
 
 
@@ -123,7 +124,7 @@ def train_tokenizer(config: TrainConfig) -> TrainReport:
     texts = corpus_texts(config.input, config.text_field, check, progress="sample")
     sample = sample_texts(texts, config.sample_bytes, config.seed)
     if not sample.texts:
-        raise ValueError(f"{', '.join(config.input)}: no text to train on")
+        raise DataError(f"{', '.join(config.input)}: no text to train on")
     model = train_model(sample.texts, config)
     _check_exact(model, sample)
     write_tokenizer(model, config.output)

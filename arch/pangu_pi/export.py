@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from arch import pangu_pi
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
+from common.errors import InputError
 from common.tokenizer_files import (
     CODE_FIELDS,
     TOKENIZER_FILES,
@@ -45,7 +46,7 @@ AUTO_MAP = {
 }
 
 
-class ExportError(RuntimeError):
+class ExportError(InputError, RuntimeError):
     """The written model does not reload to the same logits; it has been deleted."""
 
 

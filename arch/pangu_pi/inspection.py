@@ -2,6 +2,7 @@
 
 from arch.pangu_pi import PanguPiConfig
 from arch.pangu_pi.accounting import count_flops, count_parameters
+from common.errors import DataError
 
 GIB = 1024**3
 TRAINING_BYTES = 16  # per parameter: float32 weight, gradient and Adam's two moments
@@ -15,7 +16,7 @@ def describe(config: PanguPiConfig, sequence_length: int) -> str:
         sequence_length: tokens per sequence, which attention scores depend on.
     """
     if sequence_length < 1:
-        raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
+        raise DataError(f"sequence_length must be at least 1, got {sequence_length}")
     parameters, flops = count_parameters(config), count_flops(config, sequence_length)
     tied = ", tied to the embedding" if config.tie_word_embeddings else ""
     series = f"series activation (n={config.series_terms}, {config.series_scope})"

@@ -10,11 +10,12 @@ from transformers import LlamaForCausalLM
 
 from arch.pangu_pi import PanguPiForCausalLM
 from arch.pangu_pi.load_config import from_transformers, load_model_config
+from common.errors import InputError
 from common.find_model import gguf_file
 from common.untrusted_files import is_plain_name, read_json
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError, ValueError):
     """Weights that cannot be read, or do not fit the configuration beside them."""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from arch.device import choose_device
 from arch.pangu_pi import PanguPiConfig, PanguPiForCausalLM
 from arch.pangu_pi.accounting import count_parameters
 from arch.pangu_pi.export import check_tokenizer, check_writable, export_model
@@ -108,7 +109,7 @@ def inherit(config: InheritConfig) -> InheritReport:
 def load_donor(source: Path, device: str | None, dtype: str) -> PanguPiForCausalLM:
     """The donor on its device, in evaluation mode."""
     model = load_causal_lm(source, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return model.to(choose_device(device)).eval()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 import orjson
 from tqdm import tqdm
 
+from common.errors import DataError
 from data_pipeline.demo.corpus_builtin import LICENSES, builtin_documents
 from data_pipeline.demo.keyed_split import is_held_out
 from tokenizer.inputs.broken_text import BrokenText, InvalidDocumentError, TextCheck
@@ -118,7 +119,7 @@ def sample(config: SampleConfig) -> SampleReport:
     output = Path(config.output)
     for entry in config.source:
         if Path(entry).is_dir() and output.resolve().is_relative_to(Path(entry).resolve()):
-            raise ValueError(f"output {output} lies in the source {entry}, which would read it the next time; move it")
+            raise DataError(f"output {output} lies in the source {entry}, which would read it the next time; move it")
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output, prefix=".sample-") as folder:
         counts = _write_documents(documents, config, Path(folder))
@@ -227,7 +228,7 @@ def _check_language(lang: str, document: Document, open_files: int) -> None:
 def _complete_languages(counts: Counts, config: SampleConfig, dropped: Counter[str]) -> list[str]:
     """The languages that have both a train and a validation file; documents of the others are left out and counted."""
     if not counts:
-        raise ValueError(f"{', '.join(config.source)}: no document with text")
+        raise DataError(f"{', '.join(config.source)}: no document with text")
     files = _totals(counts, 0)
     found = sorted({name.split(".")[1] for name in files})
     complete = [lang for lang in found if f"train.{lang}.jsonl" in files and f"valid.{lang}.jsonl" in files]
@@ -235,7 +236,7 @@ def _complete_languages(counts: Counts, config: SampleConfig, dropped: Counter[s
         few = sum(count["documents"] for name, count in files.items() if name.split(".")[1] == lang)
         dropped[f"documents of language '{lang}' (too few to split)"] += few
     if not complete:
-        raise ValueError(
+        raise DataError(
             f"no language ({', '.join(found)}) has documents in both train and valid: there are too few for "
             f"valid_fraction {config.valid_fraction}; change the fraction or add text"
         )
@@ -280,7 +281,7 @@ def _hub_documents(source: str, config: SampleConfig, on_invalid: OnInvalid) -> 
     try:
         rows = load_dataset(name, configuration or None, split=config.hub_split, streaming=True)
     except Exception as error:  # the hub client raises many unrelated types; the message has to name the source
-        raise ValueError(
+        raise DataError(
             f"{source}: no file or directory of this name, and not readable as a hub data set "
             f"({type(error).__name__}: {error})"
         ) from error

@@ -67,6 +67,11 @@ def write_pair_images(config: PairImagesConfig) -> int:
     return len(columns["image"])
 
 
+def run(config: PairImagesConfig) -> str:
+    """Writes the file; returns what is said at the end."""
+    return f"{config.output}: {write_pair_images(config):,} images"
+
+
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)

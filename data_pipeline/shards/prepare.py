@@ -74,6 +74,14 @@ def submit(config: PrepareConfig) -> Meta | None:
     return None
 
 
+def run(config: PrepareConfig) -> str:
+    """Writes the shards, or submits the jobs that will; returns what is said at the end. Raises as `prepare` does."""
+    meta = submit(config) if config.executor == "slurm" else prepare(config)
+    if meta is None:
+        return f"submitted; {config.output}/{META_FILE} appears when the jobs are complete"
+    return summary(meta, config.output)
+
+
 def summary(meta: Meta, output: str) -> str:
     """What the shards hold and what was rejected, in a few lines for the terminal."""
     document, material = ("documents", "text") if meta.tokens_per_image is None else ("records", "pixels")

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from common.atomic_files import write_whole
 from common.config_file import build_dataclass
+from common.errors import InputError
 from common.untrusted_files import read_json, read_yaml
 
 SECONDS_BETWEEN_LOOKS = 2.0
 
 
-class GridError(ValueError):
+class GridError(InputError, ValueError):
     """The grid cannot be run as written; the message names the field or the cell."""
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from common.errors import InputError
 from common.folder_files import find_files
 from eval.commands import HeldOutOptions
 from eval.language.text_files import read_texts
@@ -29,7 +30,7 @@ CHOICES = 4
 LATIN_SIZES, CJK_SIZES = (240, 72), (80, 24)
 
 
-class HeldOutError(ValueError):
+class HeldOutError(InputError, ValueError):
     """The folder has no held-out text, or too little."""
 
 

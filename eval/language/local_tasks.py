@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from common.errors import InputError
 from eval.commands import LocalTasksOptions
 from eval.language.local_formats import LOCAL_SOURCES, LocalSource, Record
 from eval.language.text_files import read_records
@@ -25,7 +26,7 @@ from eval.language.text_files import read_records
 OWN_TASKS = Path(__file__).with_name("tasks")
 
 
-class LocalDataError(FileNotFoundError):
+class LocalDataError(InputError, FileNotFoundError):
     """A task's local file is missing, has a malformed record, or has none for this task."""
 
 

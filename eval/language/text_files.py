@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.json_text import JsonError, parse_json
 from common.text_streams import kind_of, open_lines
 from tokenizer.inputs.broken_text import BrokenText, TextCheck, explain_broken
 from tokenizer.inputs.documents import KINDS, SUFFIXES, TEXTS, read_documents
 
 
-class TextFileError(ValueError):
+class TextFileError(InputError, ValueError):
     """A file is missing, of an unknown kind, damaged, or has a record without text."""
 
 

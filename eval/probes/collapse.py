@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from common.errors import InputError
 from eval.commands import CollapseOptions
 from eval.language.text_files import read_texts
 from eval.models import LoadedModel, load_model
@@ -33,7 +34,7 @@ FREQUENT_TOKENS = 5
 SHORTEST_SEQUENCE = 16
 
 
-class CollapseError(ValueError):
+class CollapseError(InputError, ValueError):
     """The text is too short, or the model has no decoder layers that can be found."""
 
 

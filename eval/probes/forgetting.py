@@ -24,12 +24,13 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
+from arch.device import choose_device
 from common.atomic_files import write_whole
+from common.errors import InputError
 from common.find_model import newest_checkpoints
 from data_pipeline.mixture import Mixture
 from data_pipeline.round_order import RoundsOrder
 from eval.commands import ForgettingOptions
-from eval.models import default_device
 from eval.plots import PALETTE, figure
 from eval.probes.collapse import named_models
 from eval.report.run_record import RunNotFoundError, read_run
@@ -43,7 +44,7 @@ from pretrain.scoring import score_samples
 from pretrain.tasks.base import TaskModule
 
 
-class ForgettingError(ValueError):
+class ForgettingError(InputError, ValueError):
     """The run does not have what the comparison needs; the message says what."""
 
 
@@ -134,7 +135,7 @@ def measure(run: TrainedRun, options: ForgettingOptions) -> dict[str, Any]:
     Raises:
         ForgettingError: the training losses were not recorded, or there are too few batches.
     """
-    world, task = World.alone(default_device(options.device)), run.config.task
+    world, task = World.alone(choose_device(options.device)), run.config.task
     trained_N, ledgers = run.trained_losses(), run.ledgers()
     parts = part_batches(run.seen, options.parts, options.batches)
     ends = np.arange(1, options.parts + 1) * run.seen // options.parts

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from arch.device import choose_device
 from data_pipeline.permutation import derive_key, permute
-from eval.models import default_device, resolve_model
+from eval.models import resolve_model
 from eval.prompting.sets import Pairs, VisionError, VisionSet
 from tokenizer.visual.base import VISUAL_FILE, VisualTokenizer
 from tokenizer.visual.load import load_visual_tokenizer
@@ -45,7 +46,7 @@ class VisualModel:
             raise VisionError(
                 f"model {path!r}: {lm.config.vocab_size} embeddings, but its tokenizer has {tokenizer.vocab_size} codes"
             )
-        return cls(lm.to(default_device(device)).eval(), tokenizer, str(source))
+        return cls(lm.to(choose_device(device)).eval(), tokenizer, str(source))
 
 
 @dataclass(frozen=True)

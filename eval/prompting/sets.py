@@ -23,6 +23,7 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 from tqdm import tqdm
 
+from common.errors import InputError
 from data_pipeline.pairs.pairs import PairsConfig, PairSet
 from data_pipeline.permutation import permute
 
@@ -30,7 +31,7 @@ DEFINITIONS = "definitions"
 """Key of the YAML that names no set: values for `{name}` in its strings (`eval/grid/preparation.py`)."""
 
 
-class VisionError(ValueError):
+class VisionError(InputError, ValueError):
     """A set, a model or an option that cannot be used; the message names it."""
 
 

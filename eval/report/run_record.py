@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.untrusted_files import read_json, read_yaml, typed
 from eval.report.pictures import CAPTIONS, Picture, read_pictures
 from pretrain.tasks.facts import NAME as TASK_FILE
@@ -18,7 +19,7 @@ Lines = dict[str, tuple[list[float], list[float]]]
 """{name: (steps, values)}."""
 
 
-class RunNotFoundError(FileNotFoundError):
+class RunNotFoundError(InputError, FileNotFoundError):
     """There is no run directory at the given path."""
 
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 import arch.clip4str.decoding
 import arch.parseq.decoding
+from arch.device import choose_device
 from arch.parseq.decoding import Mode
 from common.find_model import folder_with
 from data_pipeline.words.source import to_array
-from eval.models import ModelLoadError, default_device
+from eval.models import ModelLoadError
 from pretrain.tasks import clip4str, word_recognition
 from tokenizer.characters import CharacterTokenizer
 
@@ -62,7 +63,7 @@ class OwnRecogniser:
     """
 
     def __init__(self, directory: Path, device: str | None, mode: Mode, refinements: int) -> None:
-        self.device = default_device(device)
+        self.device = choose_device(device)
         found = find_recogniser(directory)
         self.kind = next(kind for name, kind in KINDS.items() if (found / name).is_file())
         self.model, self.tokenizer = self.kind.load(found)

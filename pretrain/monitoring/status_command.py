@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from common.untrusted_files import read_json, typed
 from pretrain.errors import ConfigurationError
 from pretrain.monitoring.status_file import NAME, RUNNING
 
-SUMMARY = "How a run is doing: step, loss, speed, silent ranks, what happened last."
 QUIET_SECONDS = 120.0
 """A status this old, from another host, is doubtful: ranks write every few seconds, also in long evaluations."""
 EVENTS = 5
@@ -61,6 +61,12 @@ class StatusHead:
     process: Annotated[int, Ge(1), Le(2**31)]
     started: float
     written: float
+
+
+def watch(config: StatusConfig) -> Iterator[str]:
+    """The same, each text in the place of the one before where it is watched on a terminal."""
+    clear = "\033[H\033[J" if config.watch and sys.stdout.isatty() and not config.json else ""
+    return (f"{clear}{text}" for text in show(config))
 
 
 def show(config: StatusConfig) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Before a run: what it will need, and which setting is fastest.
 
+options.py        what the commands take, without torch
 plan.py           memory by part, time, disk; plan_report.py prints it
 zero_memory.py    a rank's memory under ZeRO; activation_memory.py: what a step keeps
 accelerators.py   memory and peak of known devices

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from pretrain.errors import ConfigurationError
 from pretrain.monitoring.device_peaks import KNOWN_BF16_TFLOPS
 from pretrain.monitoring.throughput import peak_tflops
+from pretrain.planning.options import Kind
 
 GB = 10**9
-Kind = Literal[
-    "b200-180", "h200-141", "h100-80", "h100-pcie-80", "h800-80", "h20-96", "a100-40", "a100-80", "a800-80", "a10-24",
-    "l40s-48", "l40-48", "l4-24", "4090-24", "cpu",
-]  # fmt: skip
 SHEETS: dict[str, tuple[str, str]] = {
     "b200-180": ("B200", "NVIDIA HGX B200 data sheet, 180GB a GPU"),
     "h200-141": ("H200", "NVIDIA H200 Tensor Core GPU data sheet, SXM 141GB"),

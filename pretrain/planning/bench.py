@@ -20,39 +20,8 @@ from math import log2
 from statistics import median
 from typing import Literal
 
-from pretrain.errors import ConfigurationError
-
 STAGES = (0, 1, 2, 3)
 Status = Literal["ok", "out of memory", "too slow", "failed", "no time"]
-
-
-@dataclass(frozen=True)
-class BenchConfig:
-    """What is measured, and for how long."""
-
-    ranks: int | None = None
-    """Processes on this machine; None takes its accelerators, or 2 where there are none."""
-    warmup_steps: int = 3
-    """Optimizer steps of a candidate before the clock counts."""
-    timed_steps: int = 20
-    """Steps that are timed, at most."""
-    timed_seconds: float = 15
-    """Seconds after which timing ends earlier, with two steps at least."""
-    candidate_seconds: float = 300
-    """Limit for one candidate, its start included."""
-    total_seconds: float = 1800
-    """Limit for all; no candidate is started after it."""
-    results: str | None = None
-    """Folder for tables, plot, winner and what is measured so far; None puts it beside the run's: OUTPUT_bench."""
-
-    def __post_init__(self) -> None:
-        smallest = {"ranks": 1, "warmup_steps": 1, "timed_steps": 2}
-        for name, least in smallest.items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ConfigurationError(f"{name} is {value}; it must be at least {least}")
-        for name in ("timed_seconds", "candidate_seconds", "total_seconds"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be greater than 0")
 
 
 @dataclass(frozen=True)

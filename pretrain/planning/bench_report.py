@@ -8,7 +8,7 @@ RESULTS/bench.png      bars
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from deepspeed.accelerator import get_accelerator
 from tqdm import tqdm
 
 from common.atomic_files import write_whole
+from pretrain.command_line import run_with
 from pretrain.config import TrainConfig
 from pretrain.engine import accumulation_steps
 from pretrain.errors import ConfigurationError
 from pretrain.interruption import terminable
-from pretrain.planning.bench import STAGES, BenchConfig, Candidate, Findings, search
+from pretrain.planning.bench import STAGES, Candidate, Findings, search
 from pretrain.planning.bench_run import Runner, describe, machine, settings
+from pretrain.planning.options import BenchConfig
 from pretrain.precision import resolve_precision
 from pretrain.quickstarts.commands_once import StepFailed
 
@@ -74,6 +76,11 @@ def run(config: TrainConfig, text: str, options: BenchConfig) -> str:
         write_whole(results / name, content)
     draw(found, config.task.units_per_sample()[1], results / "bench.png")
     return f"{report}\n{advice}"
+
+
+def from_words(words: Sequence[str]) -> str:
+    """The command: `run` of a run's configuration and more on a command line."""
+    return run_with("bench", words, BenchConfig, run)
 
 
 def table(found: Findings, config: TrainConfig, ranks: int, options: BenchConfig) -> str:

@@ -40,8 +40,9 @@ from common.atomic_files import write_whole
 from data_pipeline.identity import fingerprint
 from pretrain.config import TrainConfig
 from pretrain.engine import engine_at_stage
-from pretrain.planning.bench import BenchConfig, Candidate, Measurement
+from pretrain.planning.bench import Candidate, Measurement
 from pretrain.planning.bench_hook import LEAST_TIMED, NAME, BenchHook
+from pretrain.planning.options import BenchConfig
 from pretrain.quickstarts.commands_once import deepspeed_launcher, environment, on_free_port
 
 NEVER = 2**31

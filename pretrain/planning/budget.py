@@ -13,10 +13,8 @@ in `shape_rules.py` and `scaling_law.py`; what is limited by time, by text or by
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arch.pangu_pi import PanguPiConfig
@@ -25,7 +23,8 @@ from common.errors import ShardError
 from common.token_shards import Meta
 from pretrain.errors import ConfigurationError
 from pretrain.planning.accelerators import Device, find_device
-from pretrain.planning.plan import RECOMPUTATION, PlanConfig
+from pretrain.planning.options import BudgetConfig, parse_count
+from pretrain.planning.plan import RECOMPUTATION
 from pretrain.planning.scaling_law import batch_tokens, expected_loss, learning_rate, loss_range
 from pretrain.planning.shape_rules import shapes
 from pretrain.rate_rules import BATCH_WARNING_TOKENS
@@ -39,44 +38,6 @@ SCORING = 1 / 3
 """FLOPs of scoring a round with the frozen model, in those of training on it."""
 KEPT = 0.5
 """Share of round 1 that round 2 serves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetConfig(PlanConfig):
-    """What is at hand."""
-
-    hours: float
-    """Wall-clock hours of the whole run."""
-    tokens: str | None = None
-    """Distinct tokens of text, such as 300M or 10B; None counts those of `shards`, or takes as many as are needed."""
-    shards: list[str] = field(default_factory=list)
-    """Directories of token shards: their tokens are counted, their tokenizer sets the vocabulary."""
-    parameters: str | None = None
-    """Size of the model, such as 125M; None takes the one with the lowest expected loss."""
-    reserve: float = 0.05
-    """Share of the time that is assumed to go to the start, validation and checkpoints."""
-    price: float | None = None
-    """What one device costs for an hour, in any currency; None names device hours only."""
-    output: str = "runs/mine"
-    """Folder of the run that the configuration describes."""
-    write: str | None = None
-    """Where to write the configuration (.yaml); the model's shape goes beside it. None only prints."""
-    overwrite: bool = False
-    """Replace files that exist."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.hours > 0:
-            raise ConfigurationError(f"hours is {self.hours}; it must be greater than 0")
-        if not 0 <= self.reserve < 1:
-            raise ConfigurationError(f"reserve is {self.reserve}; it must be at least 0 and below 1")
-        if self.price is not None and not self.price >= 0:
-            raise ConfigurationError(f"price is {self.price}; it must be at least 0")
-        if self.write is not None and Path(self.write).suffix not in (".yaml", ".yml"):
-            raise ConfigurationError(f"write is {self.write!r}; it must name a file that ends in .yaml")
-        for name in ("tokens", "parameters"):
-            if (value := getattr(self, name)) is not None:
-                parse_count(value, name)
 
 
 @dataclass(frozen=True)
@@ -135,26 +96,6 @@ class Budget:
     """Whether a third of the work is left for recomputing blocks."""
     runs: list[Run]
     """One of each shape, the lowest expected loss first."""
-
-
-def parse_count(text: str, name: str) -> float:
-    """`10B`, `1.5T`, `300M`, `4k` or `5000000` as a number.
-
-    Raises:
-        ConfigurationError: it is none, or not greater than 0.
-    """
-    units = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
-    plain = str(text).strip().replace("_", "")
-    if re.fullmatch(r"\d{1,3}(,\d{3})+", plain):  # as this command prints them; 2,5 could mean two things
-        plain = plain.replace(",", "")
-    scale = units.get(plain[-1:].lower(), 1.0)
-    try:
-        value = float(plain[:-1] if scale > 1 else plain) * scale
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ConfigurationError(f"{name} is {text!r}; it must be a number greater than 0, such as 300M or 10B")
-    return value
 
 
 def make_budget(options: BudgetConfig, recomputation: bool = False, device: Device | None = None) -> Budget:

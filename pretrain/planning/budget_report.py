@@ -5,9 +5,9 @@ from __future__ import annotations
 from shlex import quote
 from textwrap import fill
 
-from pretrain.planning.budget import BudgetConfig
 from pretrain.planning.budget_run import Settled, files, settle, write
 from pretrain.planning.budget_yaml import reasons
+from pretrain.planning.options import BudgetConfig
 from pretrain.planning.plan_report import describe
 from pretrain.planning.scaling_law import FITTED_PARAMETERS, FITTED_TOKENS
 

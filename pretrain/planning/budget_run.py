@@ -14,8 +14,9 @@ from common.atomic_files import write_whole
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
 from pretrain.errors import ConfigurationError
-from pretrain.planning.budget import MOST_SEQUENCES, Budget, BudgetConfig, Run, make_budget, with_batch
+from pretrain.planning.budget import MOST_SEQUENCES, Budget, Run, make_budget, with_batch
 from pretrain.planning.budget_yaml import model_yaml, run_yaml
+from pretrain.planning.options import BudgetConfig
 from pretrain.planning.plan import Choice, Plan, largest_micro_batch, make_plan
 from pretrain.planning.zero_memory import MASTER_BYTES, MOMENT_BYTES
 

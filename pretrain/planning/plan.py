@@ -33,8 +33,9 @@ from pretrain.engine import accumulation_steps, deepspeed_config, engine_at_stag
 from pretrain.errors import ConfigurationError
 from pretrain.losses.loss_layout import LossLayout, choose_layout
 from pretrain.optimizers.optimizer import parameter_groups
-from pretrain.planning.accelerators import Device, Kind, find_device
+from pretrain.planning.accelerators import Device, find_device
 from pretrain.planning.activation_memory import ActivationMemory, blank_model, measure
+from pretrain.planning.options import PlanConfig
 from pretrain.planning.zero_memory import (
     MASTER_BYTES,
     MOMENT_BYTES,
@@ -50,38 +51,6 @@ from pretrain.tasks.base import Task
 
 RECOMPUTATION = 4 / 3
 """Work of a step with recomputation, in that without."""
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """What the run would have."""
-
-    nodes: int = 1
-    """Machines."""
-    gpus: int = 1
-    """Ranks on each machine."""
-    gpu: Kind = "a100-80"
-    """Device of one rank; cpu plans fp32 ranks on this machine."""
-    memory_gb: float | None = None
-    """Memory of one rank, in 10^9 bytes; None takes the data sheet's, for cpu an equal share of this machine's."""
-    mfu: float = 0.4
-    """Model FLOPs utilisation that is assumed: the share of the peak that a run reaches."""
-    headroom: float = 0.1
-    """Share of the memory that is assumed to be lost to the allocator, kernels and the collective library."""
-
-    def __post_init__(self) -> None:
-        for name in ("nodes", "gpus"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.mfu <= 1:
-            raise ConfigurationError(f"mfu is {self.mfu}; it must be greater than 0 and at most 1")
-        if not 0 <= self.headroom < 1:
-            raise ConfigurationError(f"headroom is {self.headroom}; it must be at least 0 and below 1")
-
-    @property
-    def ranks(self) -> int:
-        """All ranks."""
-        return self.nodes * self.gpus
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pretrain.command_line import run_with
 from pretrain.config import TrainConfig
-from pretrain.planning.plan import Choice, Plan, PlanConfig, make_plan
+from pretrain.planning.options import PlanConfig
+from pretrain.planning.plan import Choice, Plan, make_plan
 
 DAY = 86_400
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations", "total")
@@ -16,6 +20,11 @@ def run(config: TrainConfig, _: str, options: PlanConfig) -> str:
         ConfigurationError: the batch does not fit the ranks, or the model cannot be built.
     """
     return describe(make_plan(config, options))
+
+
+def from_words(words: Sequence[str]) -> str:
+    """The command: `run` of a run's configuration and more on a command line."""
+    return run_with("plan", words, PlanConfig, run)
 
 
 def describe(plan: Plan) -> str:

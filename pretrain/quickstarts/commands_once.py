@@ -15,13 +15,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import InputError
 from pretrain.accelerator_presence import told_accelerator
 from pretrain.interruption import run_to_end
 from pretrain.ports import free_port
 
 
-class StepFailed(RuntimeError):
+class StepFailed(InputError, RuntimeError):
     """A command failed; its own output says why."""
+
+    exit_code = 1
 
 
 class Pipeline:

@@ -100,6 +100,11 @@ def quickstart_vision(config: VisionQuickstartConfig) -> Path:
     return report
 
 
+def run(config: VisionQuickstartConfig) -> str:
+    """Walks through; returns what the newcomer reads last. Raises as `quickstart_vision` does."""
+    return next_steps(config, quickstart_vision(config))
+
+
 def next_steps(config: VisionQuickstartConfig, report: Path) -> str:
     """What the newcomer reads last."""
     root = Path(config.output)

@@ -100,6 +100,11 @@ def newest_checkpoint(run: Path) -> Path:
     return newest_checkpoints(run)[0]
 
 
+def run(config: QuickstartConfig) -> str:
+    """Walks through; returns what the newcomer reads last. Raises as `quickstart` does."""
+    return next_steps(config, quickstart(config))
+
+
 def next_steps(config: QuickstartConfig, report: Path) -> str:
     """What the newcomer reads last."""
     root = Path(config.output)

@@ -92,6 +92,11 @@ def quickstart_ocr(config: OcrQuickstartConfig) -> Path:
     return report
 
 
+def run(config: OcrQuickstartConfig) -> str:
+    """Walks through; returns what the newcomer reads last. Raises as `quickstart_ocr` does."""
+    return next_steps(config, quickstart_ocr(config))
+
+
 def next_steps(config: OcrQuickstartConfig, report: Path) -> str:
     """What the newcomer reads last."""
     root = Path(config.output)

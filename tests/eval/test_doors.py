@@ -9,11 +9,10 @@ import importlib
 import inspect
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionConfigFile
 from transformers import LlamaForCausalLM
 
 from arch.pangu_pi import export
@@ -141,21 +140,16 @@ def tasks(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def options(parser: ArgumentParser, words: list[str]) -> Iterator[tuple[str, str]]:
-    """(command, option) of a parser and all parsers below it."""
-    commands = parser._subcommands_action
-    yield from ((" ".join(words), action.dest) for action in parser._actions if action is not commands)
-    for name, inner in commands._name_parser_map.items() if commands else ():
-        yield from options(inner, [*words, name])
-
-
 def test_every_door_is_known() -> None:
     found = set()
     for room in ("arch", "tokenizer", "data_pipeline", "eval"):
-        parser = importlib.import_module(f"{room}.__main__").build_parser()
-        found |= {door for door in options(parser, [room]) if door[1] in NAMES}
-    # `--config` of these rooms is a YAML of the command's own options.
-    found = {door for door in found if door[1] != "config" or door[0].split()[0] in ("arch", "eval")}
+        entry = importlib.import_module(f"{room}.__main__").DOOR
+        found |= {
+            (" ".join([room, *words]), action.dest)
+            for words, parser in entry.parsers()
+            for action in parser._actions
+            if action.dest in NAMES and not isinstance(action, ActionConfigFile)
+        }
     assert found == set(DOORS) | set(NO_DOORS)
     tasks = set(inspect.signature(LanguageModelTask.__mro__[1].__init__).parameters) & NAMES
     assert tasks == {"model", "initial_weights", "teacher", "weights"}  # the last are numbers

@@ -13,9 +13,10 @@ from pretrain import __main__ as front_door
 from pretrain.command_line import parse
 from pretrain.config import TrainConfig
 from pretrain.planning import bench, bench_run
-from pretrain.planning.bench import BenchConfig, Candidate, Findings, Measurement, search
+from pretrain.planning.bench import Candidate, Findings, Measurement, search
 from pretrain.planning.bench_report import run, table
 from pretrain.planning.bench_run import Runner
+from pretrain.planning.options import BenchConfig
 from pretrain.quickstarts.commands_once import StepFailed
 from tests.pretrain.conftest import ROOT
 from tests.pretrain.test_guards import toy

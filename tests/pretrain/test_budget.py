@@ -15,10 +15,11 @@ from arch.pangu_pi.load_config import load_model_config
 from pretrain import __main__ as front_door
 from pretrain.command_line import parse
 from pretrain.errors import ConfigurationError
-from pretrain.planning.budget import BudgetConfig, Run, make_budget, parse_count
+from pretrain.planning.budget import Run, make_budget
 from pretrain.planning.budget_report import run as report
 from pretrain.planning.budget_run import settle
 from pretrain.planning.budget_yaml import reasons, run_yaml
+from pretrain.planning.options import BudgetConfig, parse_count
 from pretrain.planning.scaling_law import BESIROGLU, HOFFMANN, batch_tokens, effective_tokens, learning_rate
 from pretrain.planning.shape_rules import VOCABULARY_SHARE, shape, shapes
 from tests.pretrain.conftest import ROOT

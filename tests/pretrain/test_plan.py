@@ -17,7 +17,8 @@ from pretrain.monitoring.device_peaks import KNOWN_BF16_TFLOPS
 from pretrain.planning import plan
 from pretrain.planning.accelerators import SHEETS, find_device
 from pretrain.planning.activation_memory import blank_model
-from pretrain.planning.plan import PlanConfig, make_plan
+from pretrain.planning.options import PlanConfig
+from pretrain.planning.plan import make_plan
 from pretrain.planning.plan_report import describe
 from tests.pretrain.conftest import ROOT, TINY
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.atomic_files import appearing_folder
+from common.errors import InputError
 from common.processes import available_cores
 from common.token_shards import is_shard_directory
 from common.vocabulary_map import MAP_FILE, VocabularyMap
@@ -54,7 +55,7 @@ SCRIPTS_SAMPLED = 4
 """The sample of a corpus is this many times as large as that of one language, before it is sorted by script."""
 
 
-class CompressError(ValueError):
+class CompressError(InputError, ValueError):
     """A compression that is refused: an output that holds something else, or a result that would lose text."""
 
 

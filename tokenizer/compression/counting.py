@@ -25,6 +25,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from common.atomic_files import owned_name
+from common.errors import InputError
 from common.processes import WorkerContext, end_with_parent
 from common.token_shards import Meta
 from tokenizer.compression.sliceable import SliceableTokenizer, open_saved_encoder
@@ -35,7 +36,7 @@ SHARD_BLOCK = 2**22
 """Ids of a shard that are looked at together."""
 
 
-class CountingError(ValueError):
+class CountingError(InputError, ValueError):
     """A corpus that cannot be counted: no text, or shards of another tokenizer or of images."""
 
 

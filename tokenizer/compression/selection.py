@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from common.errors import InputError
 from tokenizer.compression.derivation import Derivations
 from tokenizer.compression.sliceable import SliceableTokenizer
 from tokenizer.inspection import embedding_share
@@ -23,7 +24,7 @@ LARGEST_EMBEDDING_SHARE = 0.2
 """The rule of the spec's section 4: coverage above, share of embedding and head below."""
 
 
-class SelectionError(ValueError):
+class SelectionError(InputError, ValueError):
     """No vocabulary of the size that was asked for, or none that the rule accepts."""
 
 

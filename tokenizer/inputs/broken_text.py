@@ -15,13 +15,15 @@ import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
+from common.errors import InputError
+
 BrokenText = Literal["skip", "replace", "refuse"]
 MAX_BROKEN = 0.01
 EXAMPLES = 3
 _BROKEN = re.compile("[\ud800-\udfff]")
 
 
-class InvalidDocumentError(ValueError):
+class InvalidDocumentError(InputError, ValueError):
     """A document that cannot be used: `where` is file and line (or row), `kind` a short key to count by."""
 
     def __init__(self, where: str, kind: str, detail: str) -> None:

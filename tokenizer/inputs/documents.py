@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.errors import DataError
 from common.folder_files import check_link, find_files, readable
 from common.json_text import JsonError, parse_json, parse_json_values
 from common.text_streams import COMPRESSIONS, damage_named, kind_of, text_lines, text_stream, unmarked
@@ -91,9 +92,9 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
         elif not path.exists():
             raise FileNotFoundError(f"{readable(path)}: no such file or directory")
         elif not path.name.lower().endswith(SUFFIXES):
-            raise ValueError(f"{readable(path)}: cannot read this kind of file; known are {KINDS}")
+            raise DataError(f"{readable(path)}: cannot read this kind of file; known are {KINDS}")
         elif not path.is_file():
-            raise ValueError(f"{readable(path)}: a pipe or device; write what it gives into a file first")
+            raise DataError(f"{readable(path)}: a pipe or device; write what it gives into a file first")
         else:
             files.append(path)
     return files
@@ -238,7 +239,7 @@ def read_json(raw: BinaryIO, path: Path, text_field: str, on_invalid: OnInvalid)
             if document is not None:
                 yield document
     except JsonError as error:
-        raise ValueError(
+        raise DataError(
             f"{name}: damaged or truncated after item {number} ({error}); fetch or write it again"
         ) from error
 
@@ -317,7 +318,7 @@ def columns_for(text_field: str, schema: pa.Schema, where: str) -> list[str]:
     root = text_field if text_field in schema.names else text_field.partition(".")[0]
     leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
     if root not in schema.names or (root != text_field and text_field not in leaves):
-        raise ValueError(f"{where}: no column '{text_field}'; it has {', '.join(leaves)}")
+        raise DataError(f"{where}: no column '{text_field}'; it has {', '.join(leaves)}")
     return [root, *(name for name in ("id", "source", "lang") if name in schema.names and name != root)]
 
 

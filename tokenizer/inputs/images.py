@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from common.errors import InputError
+
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """Told by the content, whatever a file's name says. None of them runs code or reads other files."""
 MAX_PIXELS = 64_000_000
@@ -39,7 +41,7 @@ TURNS = {
 """What brings an image of each orientation upright."""
 
 
-class ImageError(ValueError):
+class ImageError(InputError, ValueError):
     """An image, or a file or folder of images, that cannot be read: missing, truncated, not an image, too large, or of
     a kind that is not accepted."""
 

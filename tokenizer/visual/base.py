@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from common.errors import InputError
+
 VISUAL_FILE = "visual_tokenizer.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-class VisualTokenizerError(ValueError):
+class VisualTokenizerError(InputError, ValueError):
     """Files that are no visual tokenizer, or images and ids that do not fit it; the message names them."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,18 +267,3 @@ def _pixels(store: ImageTable, numbers: Any, size: int, what: str) -> Iterator[n
     with tqdm(numbers, desc=what, unit="image") as bar:  # closed before an error is printed
         for number in bar:
             yield square_pixels(store, number, size)
-
-
-COMMANDS: dict[str, tuple[type, Callable[[Any], Report], str]] = {
-    "train": (
-        VisualTrainConfig,
-        train,
-        "Fit a k-means codebook of patches. A convolutional VQ or FSQ tokenizer is a run of the trainer instead, and "
-        "the other commands take its directory: deepspeed pretrain/train.py --config configs/vq/runs/vq_cpu.yaml "
-        "--task.train '[images.parquet]' --output runs/delvm/vq",
-    ),
-    "import-vqgan": (VisualImportConfig, import_vqgan, "Published weights of the f16 VQGAN to a tokenizer."),
-    "encode": (VisualEncodeConfig, encode, "Images to ids."),
-    "decode": (VisualDecodeConfig, decode, "Ids to images."),
-    "inspect": (VisualInspectConfig, inspect, "PSNR, SSIM and code usage per set of images, with pictures."),
-}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import DataError
 from tokenizer.visual.base import VisualTokenizer
 
 PERFECT_DB = 60.0
@@ -75,7 +76,7 @@ def measure_reconstruction(
         if seen is not None:
             seen(batch_BHWC, again_BHWC)
     if not psnr:
-        raise ValueError("images: none to measure on")
+        raise DataError("images: none to measure on")
     return Reconstruction(
         len(psnr), float(np.mean(psnr)), float(np.mean(ssim)), float((counts_V > 0).mean()), perplexity(counts_V)
     )
