@@ -11,7 +11,7 @@ import yaml
 
 from eval.__main__ import main
 from eval.grid.grid import GridError, cells, planned_steps
-from eval.grid.measures import measure_cell, measurements_of
+from eval.grid.measures import measure_cell
 from eval.grid.preparation import read_prepared_grid
 from eval.studies.scaling import Scaling, breakthrough, points_of
 from eval.studies.scaling_fits import analyse, budget_series
@@ -310,7 +310,7 @@ def test_a_real_cell_of_text(shards, tmp_path, monkeypatch):  # noqa: F811
     grid = read_prepared_grid(tmp_path / "scaling.yaml", {}, Scaling)
     cell = next(cell for cell in cells(grid) if cell.variant == "b_v2")
     config = parse(cell.arguments)[0]
-    assert planned_steps(cell) == 4 and measurements_of(config.task) == []
+    assert planned_steps(cell) == 4 and config.task.measurement is None
     train(config)
     measured = measure_cell(cell, grid)
     assert (measured["samples"], measured["unit"], measured["units_per_sample"]) == (32, "tokens", 32)
