@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "ocr": (commands.OcrOptions, "eval.words.ocr"),
     "vision": (commands.VisionOptions, "eval.prompting.run"),
     "report": (commands.ReportOptions, "eval.report.report"),
-    "ablation": (commands.AblationOptions, "eval.studies.ablation"),
+    "ablation": (commands.CompareOptions, "eval.studies.compare"),
     "compare": (commands.CompareOptions, "eval.studies.compare"),
     "delvm": (commands.DelvmOptions, "eval.studies.delvm"),
     "ladder": (commands.LadderOptions, "eval.studies.ladder"),

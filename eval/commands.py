@@ -272,16 +272,6 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class AblationOptions:
-    """Trains and evaluates a grid of configurations and seeds; finished cells are not done again."""
-
-    config: str
-    """YAML of the grid (see configs/pangu_pi/)."""
-    stage: Literal["all", "train", "evaluate", "report"] = "all"
-    """Stop after training, after evaluation, or only rewrite the tables from what is there."""
-
-
-@dataclass(frozen=True)
 class ShapesOptions:
     """Trains parameter-matched shapes on the same tokens: quality against tokens/s, and what correlates with it."""
 

@@ -1,7 +1,7 @@
 """Reports of studies: a template of templates/ filled with what the study has computed.
 
-study.md.j2 holds what all reports begin with, macros.md.j2 the tables. Filters beside Jinja's own: ``f`` (Python's format
-specification), ``spread`` (mean ± standard deviation over seeds), ``interval``, ``verdict`` (`eval/grid/statistics.py`).
+study.md.j2 holds what all reports begin with, macros.md.j2 the tables. Filters beside Jinja's own: ``f`` (a format of
+Python's), ``interval``, and of `eval/grid/statistics.py` ``spread`` (mean ± deviation over seeds) and ``verdict``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write_report(study: str, grid: Grid, config: str, measured: Measured, **foun
         grid: the grid.
         config: its YAML; definitions that are null there have to be given on the command line, and are named.
         measured: the cells that the report tells of.
-        found: what the template needs besides; `folder` is the name of the plots' folder.
+        found: what the template needs besides these and `folder`, the name of the plots' folder.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -58,6 +58,7 @@ def write_report(study: str, grid: Grid, config: str, measured: Measured, **foun
     given = [f"{name}={name.upper()}" for name, value in definitions.items() if value is None]
     found |= {
         "grid": grid,
+        "measured": measured,
         "command": " ".join([f"python -m eval {study} --config {config}", *(["--define", *given] if given else [])]),
         "done": sum(map(len, measured.values())),
         "planned": len(cells(grid)),

@@ -323,7 +323,7 @@ def test_a_real_cell_of_text(shards, tmp_path, monkeypatch):  # noqa: F811
 def test_the_shipped_grids_of_words_are_readable(monkeypatch, name, count):
     monkeypatch.chdir(ROOT)
     given = {"words": "WORDS", "benchmarks": "DIR"}
-    grid = read_prepared_grid(ROOT / f"configs/ocr/{name}.yaml", given, Scaling)
+    grid = read_prepared_grid(ROOT / f"configs/ocr/studies/{name}.yaml", given, Scaling)
     assert len(grid.sizes) >= 5 and len(grid.volumes) >= 5
     made = cells(grid)
     assert len(made) == count and len({cell.directory for cell in made}) == len(made)
