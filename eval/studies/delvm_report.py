@@ -13,10 +13,11 @@ from typing import Any
 
 from eval.commands import DelvmOptions
 from eval.grid.grid import GridError
-from eval.grid.statistics import Measured, PairedDifference, markdown_table, opening, paired_difference, spread
+from eval.grid.statistics import Measured, PairedDifference, markdown_table, paired_difference, spread
 from eval.studies.delvm import Delvm
 from eval.studies.delvm_plots import save_balance_plot, save_curves_plot, save_dose_plot
 from eval.studies.delvm_prompting import prompting_section
+from eval.studies.markdown import plot_folder, write_report
 
 LARGE_GAP = 0.3
 """Nats between training and validation that show over-fitting of a scarce set; below it the comparison says little."""
@@ -45,23 +46,15 @@ def write_delvm_report(
     """
     if not any(arm in measured for arm in grid.balanced.arms()):
         raise GridError(f"{grid.output}: no finished cell of the 2 x 2 yet")
-    path, folder = Path(grid.report), Path(grid.report).with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        *opening(grid, "delvm", options.config, measured),
-        "Losses are cross-entropies in nats per code, token means over held-out sentences of four pairs, mean ± "
-        "standard deviation over seeds. A difference is paired over seeds, ± its standard error; below two standard "
-        "errors it is called no effect at this scale.",
-        "",
+    folder = plot_folder(grid)
+    sections = [
         *balance_section(grid, measured, folder),
         *distillation_section(grid, measured, runs),
         *dose_section(grid, measured, folder),
         *runs_section(runs),
         *(prompting_section(grid, vision, Path(grid.output) / "vision", folder) if vision is not None else []),
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    return path
+    return write_report("delvm", grid, options.config, measured, sections=sections)
 
 
 def values(cells: Mapping[int, Mapping[str, Any]], task: str, name: str = "loss", side: str = "tasks") -> Values:
