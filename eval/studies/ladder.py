@@ -131,7 +131,7 @@ def write_ladder_report(ladder: Ladder, measured: Measured, config: str) -> Path
         raise GridError(f"{ladder.output}: no finished cell of the ladder yet")
     check_budget(ladder, measured)
     _save_plot(ladder, measured)
-    rows = [_compared(measured, name, before) for before, name in pairwise([None, *names])]
+    rows = [_compared(measured, name, before) for name, before in zip(names, [None, *names], strict=False)]
     controls = []
     for control in ladder.compared():
         if control.base in measured:
