@@ -84,15 +84,6 @@ def verdict(difference: PairedDifference, unit: str, base: str) -> str:
     return f"{difference.mean:+.4f} {unit} ({difference.seeds} seeds): {judgement}."
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [
-        f"| {' | '.join(columns)} |",
-        f"|{'|'.join(' --- ' for _ in columns)}|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
-
-
 def bits_per_byte(cells: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
     """{seed: mean bits per byte over the validation languages}: what models of different tokenizers are compared by."""
     found = {}

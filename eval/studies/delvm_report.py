@@ -16,7 +16,7 @@ from eval.grid.grid import GridError
 from eval.grid.statistics import Measured, PairedDifference, paired_difference
 from eval.studies.delvm import Delvm
 from eval.studies.delvm_plots import save_balance_plot, save_curves_plot, save_dose_plot
-from eval.studies.delvm_prompting import prompting_section
+from eval.studies.delvm_prompting import prompting
 from eval.studies.markdown import plot_folder, write_report
 
 LARGE_GAP = 0.3
@@ -55,9 +55,7 @@ def write_delvm_report(
     balance = grid.balanced
     pairs = [(balance.augment, base) for base in (balance.resampling, balance.mixture, balance.aug_natural)]
     pairs += [(balance.resampling, balance.mixture), (balance.aug_natural, balance.mixture)]
-    prompting = []
-    if vision is not None:
-        prompting = prompting_section(grid, vision, Path(grid.output) / "vision", folder)
+    prompted = None if vision is None else prompting(grid, vision, Path(grid.output) / "vision", folder)
     return write_report(
         "delvm",
         grid,
@@ -70,7 +68,7 @@ def write_delvm_report(
         distilled=distillation(grid, measured, runs, folder),
         dose=dose_curve(grid, measured, folder),
         runs=runs,
-        prompting=prompting,
+        prompted=prompted,
         best=best,
         gap=gap,
         judged=judged,
