@@ -42,7 +42,7 @@ WORDS = "house river mountain 2024 quick brown station exit market bakery north 
 
 
 class ReferenceLayer(nn.Module):
-    """Two streams through the same weights (spec ocr_scaling.md, 2.3)."""
+    """Two streams through the same weights (docs/methods/ocr.md: decoder)."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, weights: bool) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Reference(nn.Module):
         return self.head(self.decoder["norm"](hidden))
 
     def loss(self, images: Tensor, ids: Tensor, orderings: Tensor) -> Tensor:
-        """Mean over counted tokens, ordering by ordering (spec, 3.1)."""
+        """Mean over counted tokens, ordering by ordering (docs/methods/ocr.md: loss)."""
         memory, inputs, targets = self.encoder(images), ids[:, :-1], ids[:, 1:]
         padding = (inputs == self.config.pad) | (inputs == self.config.eos)
         _, masks = attention_masks(orderings)

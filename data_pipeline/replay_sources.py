@@ -56,7 +56,7 @@ def open_sentences(description: Mapping[str, Any]) -> list[ReplaySource]:
 
 
 def open_words(description: Mapping[str, Any]) -> list[ReplaySource]:
-    """Word images: see replay_words.py, which needs packages that text does not."""
+    """Word images: see data_pipeline/words/replay.py, which needs packages that text does not."""
     from data_pipeline.words.replay import open_words
 
     return open_words(description)

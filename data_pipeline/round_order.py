@@ -1,4 +1,4 @@
-"""`RoundsOrder`: the order of a run that goes over its data in several rounds (tiny_lm spec, section 9).
+"""`RoundsOrder`: the order of a run that goes over its data in several rounds (docs/methods/tiny_lm.md: rounds).
 
     data step     0 .............. D-1 | D ............... | E ...............
     round         1: Order             | 2: Selection      | 3: Selection

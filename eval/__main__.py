@@ -26,7 +26,7 @@ DOOR = Door(
         "ocr": _command(commands.OcrOptions, "eval.words.ocr"),
         "vision": _command(commands.VisionOptions, "eval.prompting.run"),
         "report": _command(commands.ReportOptions, "eval.report.report"),
-        "ablation": _command(commands.AblationOptions, "eval.studies.ablation"),
+        "ablation": _command(commands.CompareOptions, "eval.studies.compare"),
         "compare": _command(commands.CompareOptions, "eval.studies.compare"),
         "delvm": _command(commands.DelvmOptions, "eval.studies.delvm"),
         "ladder": _command(commands.LadderOptions, "eval.studies.ladder"),

@@ -128,7 +128,7 @@ class CollapseOptions:
     output: str
     """Folder for collapse.json and the plots."""
     tokens: int = 10_000
-    """Tokens to measure on, the dropped first positions not counted; the specification asks for at least 10,000."""
+    """Tokens to measure on, the dropped first positions not counted; take at least 10,000."""
     sequence_length: int = 512
     """Tokens per sequence."""
     threshold: float = 0.8
@@ -270,16 +270,6 @@ class ReportOptions:
     """Run directory."""
     output: str | None = None
     """File to write; None writes RUN/report.html."""
-
-
-@dataclass(frozen=True)
-class AblationOptions:
-    """Trains and evaluates a grid of configurations and seeds; finished cells are not done again."""
-
-    config: str
-    """YAML of the grid (see configs/pangu_pi/)."""
-    stage: Literal["all", "train", "evaluate", "report"] = "all"
-    """Stop after training, after evaluation, or only rewrite the tables from what is there."""
 
 
 @dataclass(frozen=True)

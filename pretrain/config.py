@@ -80,7 +80,7 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Optimizer and its hyperparameters (defaults: tiny_lm spec section 3)."""
+    """Optimizer and its hyperparameters (defaults: docs/methods/tiny_lm.md: training)."""
 
     name: Literal["auto", "adamw", "muon"] = "auto"
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest. auto is the task's own
@@ -266,7 +266,7 @@ class TelemetryConfig:
 
 @dataclass(frozen=True)
 class RoundsConfig:
-    """Going over the data again: later rounds train on the units that are still hard (tiny_lm spec, section 9)."""
+    """Going over the data again: later rounds train on what is still hard (docs/methods/tiny_lm.md: rounds)."""
 
     count: int = 1
     """Rounds; 1 is ordinary training. The paper recommends two, and a third gains nothing."""

@@ -1,6 +1,6 @@
 """Peak learning rates of models and batches that were not tuned, from those that were.
 
-AdamW alone     rises with the square root of the batch (tiny_lm spec, section 8)
+AdamW alone     rises with the square root of the batch (docs/methods/tiny_lm.md: batch and rate)
 beside Muon     the rate of tables, head and vectors falls with the square root of the width; batches of 1,000 to
                 4,000 tokens made no difference (docs/recipe.md)
 Muon itself     one rate for all widths: its update has the same spectral norm in all of them (`muon_lr`)
@@ -17,7 +17,7 @@ from pretrain.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 BATCH_WARNING_TOKENS = 4_000_000
-"""From this global batch on convergence per token degrades (tiny_lm spec, section 8)."""
+"""From this global batch on convergence per token degrades (docs/methods/tiny_lm.md: batch and rate)."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Schedules as pure functions of the step: nothing to save, nothing to resume. Those of the learning rate:
 
-cosine   warm-up, then half a cosine from the peak to `final_ratio` of it           (PanGu-pi, spec section 5)
+cosine   warm-up, then half a cosine from the peak to `final_ratio` of it           (PanGu-pi's training)
 wsd      warm-up, stable, then a decay over the last `decay_fraction` of the run    (warmup-stable-decay)
 constant warm-up, then the peak
 onecycle half a cosine up from 1/25 of the peak, half a cosine down to `final_ratio`    (scene-text recognition)

@@ -1,4 +1,4 @@
-"""Words as characters: the vocabulary of text recognition (spec ocr_scaling.md, 2.1).
+"""Words as characters: the vocabulary of text recognition (docs/methods/ocr.md: characters).
 
     id 0                [E], the end of a word
     ids 1 .. N          the characters of the charset, in its order

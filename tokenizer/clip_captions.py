@@ -1,4 +1,4 @@
-"""What a recogniser has read, as tokens of CLIP's text encoder (spec ocr_scaling.md, 3.3).
+"""What a recogniser has read, as tokens of CLIP's text encoder (docs/methods/ocr.md: CLIP4STR).
 
     ids of characters --> "Café" --> "caf" (charset of captions) --> [SOT] caf [EOT] 0 0 ...      16 ids
 

@@ -1,4 +1,4 @@
-"""CLIP4STR: a recogniser on top of CLIP that reads its own first answer again (spec ocr_scaling.md, 3.3).
+"""CLIP4STR: a recogniser on top of CLIP that reads its own first answer again (docs/methods/ocr.md: CLIP4STR).
 
     image ---> image encoder ---> F_i ---> visual decoder ---> logits_v ---> caption
                                    |                                            |

@@ -1,5 +1,5 @@
-"""From images to characters: the visual branch reads, the cross branch reads again knowing the caption (spec
-ocr_scaling.md, 3.3)."""
+"""From images to characters: the visual branch reads, the cross branch reads again knowing the caption
+(docs/methods/ocr.md: CLIP4STR)."""
 
 from __future__ import annotations
 

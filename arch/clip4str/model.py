@@ -40,7 +40,7 @@ class Clip4Str(nn.Module):
     """Word images in, one distribution over characters per position and branch out.
 
     Source: Zhao et al., "CLIP4STR: A Simple Baseline for Scene Text Recognition with Pre-trained Vision-Language Model"
-    (arXiv 2305.14014); details of the released code in spec ocr_scaling.md, 3.3.
+    (arXiv 2305.14014); details of the released code in docs/methods/ocr.md: CLIP4STR.
 
     Args:
         config: sizes.

@@ -1,4 +1,4 @@
-"""DeLVM: what a language model over the codes of images has besides (arXiv 2402.10930; spec delvm.md, section 2.3).
+"""DeLVM: what a language model over the codes of images has besides (docs/methods/delvm.md: transformer).
 
 factorised_embedding.py  the input embedding through a frozen codebook
 initialisation.py        how its weights start

@@ -27,7 +27,7 @@ def exported_parameters(config: PanguPiConfig) -> int:
 
 
 def image_flops(config: PanguPiConfig, tokens_per_image: int = 256, images: int = 8) -> int:
-    """FLOPs to make the last of `images` images: a prefill of all others and cached steps (spec delvm.md, 2.3).
+    """FLOPs to make the last of `images` images by prefill and cached steps (docs/methods/delvm.md: parameters).
 
     The first new token comes from the prefill, so images * n - 1 tokens pass through the blocks and the head.
     Attention scores are not counted: 2 * (8 * 256 - 1) * (L * (4 D^2 + 3 D F) + V * D) for a LLaMA.

@@ -1,4 +1,4 @@
-"""An input embedding that is factorised through the frozen codebook of a visual tokenizer (spec delvm.md, 2.3).
+"""An input embedding that is factorised through a frozen codebook (docs/methods/delvm.md: transformer).
 
     E = codebook_VC @ W_CD        codebook frozen, W learned, no bias;    h_0 = E[ids]
 

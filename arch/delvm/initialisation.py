@@ -1,4 +1,6 @@
-"""DeLVM's initialisation (spec delvm.md, 2.3), on transformers' names: w1 = gate_proj, w2 = up_proj, w3 = down_proj.
+"""DeLVM's initialisation (docs/methods/delvm.md: initialisation) on transformers' names.
+
+w1 = gate_proj, w2 = up_proj, w3 = down_proj.
 
 | matrix | as meant (`delvm`) | as released (`delvm_released`) |
 |---|---|---|
@@ -9,7 +11,7 @@
 | down | 0.006 / sqrt(2 (l + 1)) | 0.0015 |
 
 The release scales the up projection with depth, where the matrix that writes to the residual stream is the down
-projection (spec 8.9). Biases are 0 and norms 1 in both. What LLaMA does not have keeps the initialisation of its own.
+projection. Biases are 0 and norms 1 in both. What LLaMA does not have keeps the initialisation of its own.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Parameters:
 
     @property
     def embedding_and_head_share(self) -> float:
-        """PEHL of tiny_lm: the fraction of all parameters that hold the vocabulary."""
+        """PEHL of arXiv 2402.02791: the fraction of all parameters that hold the vocabulary."""
         return (self.embedding + self.head) / self.total
 
 
@@ -67,7 +67,7 @@ class Flops:
 
     @property
     def linear(self) -> int:
-        """The blocks' linear maps without additions, the denominator of the spec's overheads: L * (8D^2 + 6DF)."""
+        """The blocks' linear maps without additions, the denominator of overheads: L * (8D^2 + 6DF)."""
         return self.projections + self.feed_forward
 
     @property

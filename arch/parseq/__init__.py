@@ -1,4 +1,4 @@
-"""PARSeq: scene-text recognition by permutation language modelling (arXiv 2207.06966; spec ocr_scaling.md, section 2).
+"""PARSeq: scene-text recognition by permutation language modelling (arXiv 2207.06966; docs/methods/ocr.md).
 
 configuration.py      ParseqConfig: every size, counts of FLOPs; recogniser_config.py is what CLIP4STR shares
 orderings.py          in which order the characters are predicted, and the attention masks that follow from it

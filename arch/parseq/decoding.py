@@ -1,4 +1,4 @@
-"""From images to characters: one by one or all at once, then looking again (spec ocr_scaling.md, 3.2)."""
+"""From images to characters: one by one or all at once, then looking again (docs/methods/ocr.md: decoding)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which order a word's characters are predicted, and who may see whom (spec ocr_scaling.md, 2.4 and 2.5).
+"""In which order a word's characters are predicted, and who may see whom (docs/methods/ocr.md: orderings).
 
 Positions: 0 is [B], 1 to T the characters, T + 1 is [E]. An ordering is a permutation of them that begins with 0; a
 position may look at those before it in the ordering. For T = 3, rows = queries, columns = [B] c1 c2 c3, x = blocked:

@@ -11,5 +11,5 @@ compatibility.py    whether a target can be cut out of a donor, and if not, what
 inherit.py          the whole recipe (`python -m arch inherit`), options.py its options, inherit_report.py its report
 bypass_command.py   `python -m arch bypass`
 
-Science: tiny_lm, section 7.
+Method: docs/methods/tiny_lm.md: inheritance.
 """

@@ -1,4 +1,4 @@
-"""Layer bypass: what the loss becomes when layers are stepped over (tiny_lm, section 7.1 and property 5).
+"""Layer bypass: what the loss becomes when layers are stepped over (docs/methods/tiny_lm.md: layers).
 
 A bypassed layer passes the residual stream on unchanged. What comes before it is computed once for all positions, so a
 curve costs half of what a forward pass for every position would.

@@ -1,4 +1,4 @@
-"""How important a unit is: criteria that look at weights, gradients or positions (tiny_lm, section 7.3).
+"""How important a unit is: criteria that look at weights, gradients or positions (docs/methods/tiny_lm.md: criteria).
 
     l1       sum of |w| over everything the unit owns
     l2       sqrt of the sum of w^2

@@ -1,7 +1,7 @@
 """What can be cut out of a model: units, and which entries of which parameters belong to one.
 
 A unit leaves the model as a whole, so everything coupled to it is listed once, here; scoring, masking, zeroing and
-slicing read the same table (tiny_lm, section 7.2).
+slicing read the same table (docs/methods/tiny_lm.md: units).
 
     kind       set                     a unit owns
     heads      one per layer           a key/value head with all query heads that share it: rows of W_q, W_k, W_v,

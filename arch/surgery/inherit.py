@@ -1,4 +1,4 @@
-"""`inherit`: a small model out of a larger one (tiny_lm, section 7), and what every stage of the cut cost.
+"""`inherit`: a small model out of a larger one, and what every stage cost (docs/methods/tiny_lm.md: inheritance).
 
     donor -> layers -> heads -> ffn -> shortcut -> hidden -> vocabulary -> target
 

@@ -1,4 +1,4 @@
-"""Which layers of the donor stay: by measured harm, or by position (tiny_lm, section 7.1)."""
+"""Which layers of the donor stay: by measured harm, or by position (docs/methods/tiny_lm.md: layers)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learned criterion: gates trained on the language-model loss to the target's sizes (tiny_lm, section 7.3).
+"""The learned criterion: gates trained to the target's sizes (docs/methods/tiny_lm.md: learned masks).
 
     L_LM + sum over constraints of  lambda1 (t_hat - t) + lambda2 (t_hat - t)^2      minimised over the gates,
     t_hat = mean E[z != 0],   t from 1 to k/K over the first half of the steps       maximised over the lambdas

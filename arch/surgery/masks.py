@@ -1,4 +1,4 @@
-"""Gates on the units of a model: differentiable masks that leave the weights alone (tiny_lm, section 7.3).
+"""Gates on the units of a model: masks that leave the weights alone (docs/methods/tiny_lm.md: learned masks).
 
     z_hidden    on the embedding and on every write to the residual stream; norms divide by the kept count, as the
                 sliced model's will

@@ -1,7 +1,7 @@
-"""What a narrower residual stream does to RMSNorm (tiny_lm, section 7.4).
+"""What a narrower residual stream does to RMSNorm (docs/methods/tiny_lm.md: slicing).
 
 RMSNorm divides by the root mean square over the channels that it sees. Over the kept channels alone that is another
-number. The spec keeps the norms' weights as they are; `rescale_norm` multiplies each by RMS(kept) / RMS(all), so that
+number. By default norm weights stay as they are; `rescale_norm` multiplies each by RMS(kept) / RMS(all), so that
 on average a kept channel leaves the norm with the size that it had.
 """
 

@@ -1,6 +1,6 @@
 """Which rows of the donor's embedding stay: those of the `VocabularyMap` that `python -m tokenizer compress` writes.
 
-All kept pieces are the donor's, so no row is drawn at random (tiny_lm, section 4).
+All kept pieces are the donor's, so no row is drawn at random (docs/methods/tiny_lm.md: compact tokenizer).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ MOST_LAYERS = 256
 
 @dataclass(frozen=True)
 class VisualTokenizerConfig:
-    """An autoencoder whose bottleneck is a grid of codes. The defaults are the CPU scale of spec delvm.md, 9.1."""
+    """An autoencoder whose bottleneck is a grid of codes. The defaults: docs/methods/delvm.md: CPU scale."""
 
     quantizer: Literal["vq", "fsq"] = "vq"
     """A learnt codebook (vq: nearest vector, moving averages) or a fixed lattice (fsq: rounding, nothing to learn)."""

@@ -1,4 +1,4 @@
-"""The tokenizer of the paper: a frozen VQGAN, 256 x 256 pixels to 16 x 16 codes of 8192 (spec delvm.md, section 2.1).
+"""The paper's tokenizer: a frozen VQGAN, 256 x 256 pixels to 16 x 16 codes (docs/methods/delvm.md: visual tokenizers).
 
 The network is `diffusers.VQModel`; its weights were published as openMUSE/vqgan-f16-8192-laion under the names of that
 project's own class. Both name the same layers in the same geometry:

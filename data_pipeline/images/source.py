@@ -22,7 +22,7 @@ from tokenizer.inputs.image_stores import open_images, sizes_hash, square_pixels
 from tokenizer.inputs.image_table import ImageTable
 
 SMALLEST_CROP = 0.5
-"""Side of the smallest random crop, as a share of the image's short side (spec delvm.md, section 9.4)."""
+"""Side of the smallest random crop, as a share of the image's short side (docs/methods/delvm.md: augmentation)."""
 
 
 class ImageSource:

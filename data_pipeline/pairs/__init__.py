@@ -1,4 +1,4 @@
-"""Raw images as the records of a task, before they become ids (spec delvm.md, sections 2.2, 3, 4 and 9.3).
+"""Raw images as the records of a task, before they become ids (docs/methods/delvm.md: pairs).
 
 pairs.py         PairSet: the records
 tasks.py         what each task makes of a photograph; corruption.py adds noise and rain

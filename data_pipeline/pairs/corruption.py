@@ -1,4 +1,4 @@
-"""Noise and rain for photographs: what the input of a restoration task is made of (spec delvm.md, section 9.3).
+"""Noise and rain for photographs: what the input of a restoration task is made of (docs/methods/delvm.md: pairs).
 
 Both are added to the finished image, after it was cut, so their sizes are in pixels of what a model sees. A generator
 that is seeded by the number of the photograph gives every view and copy of it the same weather: copies show more of a

@@ -1,4 +1,4 @@
-"""Square windows of a picture, and the one cut that all images of a record share (spec delvm.md, section 8, quirk 3).
+"""Square windows of a picture, and the one cut that all images of a record share (docs/methods/delvm.md: augmentation).
 
     centre       the largest square in the middle                      six_crop   +---+---+---+
     random       a square of 0.5 to 1 of the short side, anywhere,                | 1 | 2 | 3 |  3 along the long side,

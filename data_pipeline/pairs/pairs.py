@@ -1,10 +1,10 @@
-"""`PairSet`: raw images as the records of one task, before they become ids (spec delvm.md, sections 2.2, 3, 4 and 9.3).
+"""`PairSet`: raw images as the records of one task, before they become ids (docs/methods/delvm.md: pairs).
 
-    rows of images        image_tables.py        photographs, and their labels, masks or targets where a task needs them
+    rows of images        images/tables.py       photographs, and their labels, masks or targets where a task needs them
       -> item             one row, or the rows of a sequence
       -> views            the centre square, or six crops; and `copies` random squares beside each
-      -> record           1, 2 or m images uint8 [S, S, 3]: one window cut from all of them (visual_views.py), then what
-                          the task makes of them (visual_tasks.py)
+      -> record           1, 2 or m images uint8 [S, S, 3]: one window cut from all of them (crops.py), then what
+                          the task makes of them (tasks.py)
 
 Record r belongs to item r // (views * (1 + copies)); the copies of a view follow it. Everything random comes from the
 seed and the number of the row among *all* rows, so ranges of rows and numbers of copies are nested: the first 20 rows

@@ -68,8 +68,8 @@ def colour_classes(class_HW: np.ndarray, palette_C3: np.ndarray, where: str) -> 
 def render_masks(masks: Sequence[np.ndarray], colours_M3: np.ndarray, where: str) -> np.ndarray:
     """Boolean masks [H, W] painted on black from the largest to the smallest: uint8 [H, W, 3].
 
-    A pixel in several masks so has the colour of the smallest (spec section 8, quirk 4; the release adds colours, which
-    wrap around). Masks of equal size are painted in their order.
+    A pixel in several masks so has the colour of the smallest (the release adds colours, which wrap
+    around). Masks of equal size are painted in their order.
 
     Raises:
         NoMasksError: there is none.

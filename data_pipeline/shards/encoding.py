@@ -1,4 +1,4 @@
-"""What `prepare` has to know of one kind of raw material. There are two: text_recipe.py and pairs_recipe.py.
+"""What `prepare` has to know of one kind of raw material. There are two: text.py and pairs.py.
 
 recipe.plan()      the parts, and what they are made from      -> plan.json, later meta.json
 recipe.reader()    part -> documents                           a step of every task

@@ -1,8 +1,8 @@
 """Images for `prepare`: a document is a record of one or several images, the ids of each in raster order.
 
-There is no bos, eos or separator: positions alone tell images apart (spec delvm.md, section 2.2).
+There is no bos, eos or separator: positions alone tell images apart (docs/methods/delvm.md: visual sentences).
 
-Cost: that of cutting the images (visual_pairs.py) and the tokenizer's.
+Cost: that of cutting the images (pairs/pairs.py) and the tokenizer's.
 """
 
 import os

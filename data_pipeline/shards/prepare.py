@@ -1,6 +1,6 @@
 """`prepare`: raw text or images -> token shards, resumable at every part.
 
-    recipe    text or pairs of images                        text_recipe.py, pairs_recipe.py
+    recipe    text or pairs of images                        text.py, pairs.py
     plan      find the inputs, cut them into parts           parts.py; refused if OUTPUT is of other inputs
     run       part -> documents -> ids -> shard              read_part.py, write_shard.py, under executors.py
     finish    check the rejects, write meta.json, clean up   here

@@ -1,4 +1,4 @@
-"""`SentenceSource`: token shards of images as visual sentences (spec delvm.md, sections 2.2 and 8, quirk 6).
+"""`SentenceSource`: token shards of images as visual sentences (docs/methods/delvm.md: visual sentences).
 
     record       ids of 1 image, of a pair (input, target), or of the frames of a sequence           n ids an image
     sentence s   [record | record | record | record]         e.g. 4 pairs = 8 images of ONE task, drawn anew each pass

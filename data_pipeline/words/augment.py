@@ -1,7 +1,7 @@
 """RandAugment for word images: three different operations of sixteen, each applied with probability one half.
 
-The operations and their strengths are those of PARSeq's training (spec ocr_scaling.md, section 4): timm's, but for
-three: rotation grows the canvas so that no character is cut off, and blur and Poisson noise are of other strengths. No
+The operations and their strengths are those of PARSeq's training (docs/methods/ocr.md: images): timm's, but for three:
+rotation grows the canvas so that no character is cut off, and blur and Poisson noise are of other strengths. No
 sharpness. Random numbers come from the generator that is handed in, and from nowhere else.
 """
 

@@ -3,7 +3,7 @@
     "Café-9"  normalised  ->  white space out  ->  too long?  ->  case of the charset, others out  ->  empty?
               "Cafe-9"                             dropped        "cafe9" (36 characters)            dropped
 
-The order is that of the published code (spec ocr_scaling.md, 2.1): length is checked before characters are removed.
+The order is that of the published code (docs/methods/ocr.md: labels): length is checked before characters are removed.
 White space around a label is no part of it. Within it, it becomes one space where the charset holds the space;
 elsewhere it is removed as in the published code, but counted like every character that a label loses.
 """

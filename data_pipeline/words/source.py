@@ -1,6 +1,6 @@
 """`WordSource`: word images and their labels as training samples.
 
-    image   uint8 [3, H, W]     scaled to the model's size, the aspect ratio not kept (spec ocr_scaling.md, section 4)
+    image   uint8 [3, H, W]     scaled to the model's size, the aspect ratio not kept (docs/methods/ocr.md: images)
     ids     int64 [T + 2]       [B], characters, [E], padding
 
 Augmented, the source holds every word several times: copy c of word w is sample c * words + w, each copy with its own

@@ -1,4 +1,4 @@
-"""Scaling laws and their baselines, fitted to errors or losses (spec ocr_scaling.md, sections 7 and 9).
+"""Scaling laws and their baselines, fitted to errors or losses (docs/methods/ocr.md: scaling laws).
 
     power       y = (x0 / x)^alpha                        least squares in log-log, closed form
     offset      y = E + A x^-alpha                        least squares of log y, parameters in logarithms

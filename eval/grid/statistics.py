@@ -1,15 +1,12 @@
-"""Statistics and tables that the reports of all grids share: paired differences, spreads over seeds, Markdown."""
+"""Statistics that the reports of all grids share: paired differences and spreads over seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
-
-from eval.grid.grid import Grid, cells, read_mapping
 
 Measured = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """{variant: {seed: content of cell.json}}."""
@@ -27,32 +24,19 @@ class PairedDifference:
     seeds: int
 
     @property
+    def low(self) -> float:
+        """Lower end of the confidence interval."""
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        """Upper end of the confidence interval."""
+        return self.mean + self.half_width
+
+    @property
     def clear(self) -> bool:
         """Whether the confidence interval leaves out zero."""
         return abs(self.mean) > self.half_width
-
-
-def opening(grid: Grid, command: str, config: str, measured: Measured, more: str = "") -> list[str]:
-    """Title, the command that makes the report, how many cells it tells of, and the grid's notes.
-
-    Args:
-        grid: the grid.
-        command: of `python -m eval`.
-        config: its YAML; definitions that are null there have to be given, and are named.
-        measured: the cells.
-        more: follows the number of cells.
-    """
-    definitions = read_mapping(Path(config)).get("definitions") or {}
-    given = [f"{name}={name.upper()}" for name, value in definitions.items() if value is None]
-    line = " ".join([f"python -m eval {command} --config {config}", *(["--define"] if given else []), *given])
-    done = sum(map(len, measured.values()))
-    return [
-        f"# {grid.title}",
-        "",
-        f"Made by `{line}`; {done} of {len(cells(grid))} cells{more}. Do not edit: the command writes this file.",
-        "",
-        *([grid.notes.strip(), ""] if grid.notes else []),
-    ]
 
 
 def paired_difference(variant: Mapping[int, float], base: Mapping[int, float]) -> PairedDifference:
@@ -75,10 +59,13 @@ def deviation(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
 
 
-def spread(values: Sequence[float], digits: int = 4) -> str:
-    """``mean ± sd`` over seeds, or the single value."""
-    text = f"{mean(values):.{digits}f}"
-    return text + (f" ± {deviation(values):.{digits}f}" if len(values) > 1 else "")
+def spread(values: Iterable[float], digits: int = 4, factor: float = 1) -> str:
+    """``mean ± sd`` of the values (over seeds) times `factor`, the single value, or nothing where there is none."""
+    scaled = [factor * value for value in values]
+    if not scaled:
+        return ""
+    text = f"{mean(scaled):.{digits}f}"
+    return text + (f" ± {deviation(scaled):.{digits}f}" if len(scaled) > 1 else "")
 
 
 def valid_metric(cells: Mapping[int, Mapping[str, Any]], name: str) -> dict[int, float]:
@@ -95,15 +82,6 @@ def verdict(difference: PairedDifference, unit: str, base: str) -> str:
     else:
         judgement = f"not distinguishable from `{base}`"
     return f"{difference.mean:+.4f} {unit} ({difference.seeds} seeds): {judgement}."
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [
-        f"| {' | '.join(columns)} |",
-        f"|{'|'.join(' --- ' for _ in columns)}|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
 
 
 def bits_per_byte(cells: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:

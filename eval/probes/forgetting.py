@@ -1,4 +1,4 @@
-"""How much a run has forgotten: the loss on each sequential part of its data, then and now (tiny_lm spec, section 9).
+"""How much a run has forgotten: the loss on each part of its data, then and now (docs/methods/tiny_lm.md: forgetting).
 
     round 1    | part 1 | part 2 | ... | part 8 |            parts are runs of consecutive global batches
     trained    the loss of each batch in its own training step, before the model learned from it

@@ -1,4 +1,4 @@
-"""Visual language models on held-out image pairs (spec delvm.md, sections 6 and 9.6).
+"""Visual language models on held-out image pairs (docs/methods/delvm.md: evaluation).
 
 run.py               the command: loss per task, prompting, control
 sets.py              the held-out pairs, named in a YAML; encoded_pairs.py: as codes

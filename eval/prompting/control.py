@@ -1,4 +1,4 @@
-"""Does the answer follow the prompt? Wrong-task prompts and permuted targets (spec delvm.md, section 9.6).
+"""Does the answer follow the prompt? Wrong-task prompts and permuted targets (docs/methods/delvm.md: prompting).
 
     wrong task          example pairs of task A, query of task B: the answer should look like A's targets
     permuted targets    every example has the target of another: what do the pairings tell, beyond the kind of picture?

@@ -1,4 +1,4 @@
-"""Visual prompting: example pairs and a query go in as codes, the answer image comes out (spec delvm.md, section 6).
+"""Visual prompting: example pairs and a query go in as codes, an image comes out (docs/methods/delvm.md: prompting).
 
     prompt    [ input ; target ] x k, then the query        (2k + 1) n codes
     answer    n new codes, greedily, with the KV cache       decoded by the visual tokenizer

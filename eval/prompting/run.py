@@ -1,12 +1,13 @@
 """Visual language models on held-out image pairs: loss per task, visual prompting, and whether the prompt is followed.
 
     sets.yaml --> pairs --> codes --> sentences of pairs --> loss, accuracy              sentence_losses.py
-                                  --> k pairs + query --> n codes --> image              visual_prompting.py
-                                                          --> the task's own measure     vision_metrics.py
-                                  --> pairs of another task + query --> which task?      prompt_control.py
+                                  --> k pairs + query --> n codes --> image              prompts.py
+                                                          --> the task's own measure     metrics.py
+                                  --> pairs of another task + query --> which task?      control.py
 
 Beside every number stand the baselines: copying the input, the mean answer of the examples, the tokenizer's ceiling
-(the true target, encoded and decoded), and for the loss the frequencies of the codes alone. Spec delvm.md, 6 and 9.6.
+(the true target, encoded and decoded), and for the loss the frequencies of the codes alone
+(docs/methods/delvm.md: prompting).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Loss and accuracy on visual sentences, over all tokens and over the targets alone (spec delvm.md, 6, 8.12 and 8.13).
+"""Loss and accuracy on visual sentences, over all tokens and over the targets (docs/methods/delvm.md: evaluation).
 
     image           0 input   1 target  2 input   3 target  ...        n tokens each; a pair is two images
     label t         is token t + 1, so it lies in image (t + 1) // n

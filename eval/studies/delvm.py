@@ -1,4 +1,4 @@
-"""DeLVM's claims on small data: balance by augmentation, distillation, dose, prompting (spec delvm.md, 9.3-9.8).
+"""DeLVM's claims on small data: balance, distillation, dose, prompting (docs/methods/delvm.md: experiments).
 
     experiment.yaml --> preparation: visual tokenizer, shards of every task, plain and augmented, a teacher
                     --> a grid of runs (`eval/grid/grid.py`): the 2 x 2 of proportions and pairs, students, doses
@@ -25,7 +25,7 @@ from eval.grid.preparation import PreparedGrid, read_options, run_stages
 
 @dataclass(frozen=True)
 class Balance:
-    """The 2 x 2 of spec 9.4: which arm stands where."""
+    """The 2 x 2 of the balance: which arm stands where (docs/methods/delvm.md: experiments)."""
 
     mixture: str
     """Natural proportions, original pairs: the first baseline."""

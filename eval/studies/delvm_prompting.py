@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.grid.statistics import markdown_table, paired_difference, spread
+from eval.grid.statistics import paired_difference
 from eval.studies.delvm import Delvm
 
 FOLLOWING = 0.9
-"""Share of answers that must belong to the prompt's task (spec delvm.md, 9.6)."""
+"""Share of answers that must belong to the prompt's task (docs/methods/delvm.md: prompting)."""
 MEASURES = {"psnr": ("PSNR, dB", 1, 2), "ssim": ("SSIM", 1, 3), "miou": ("mIoU, %", 100, 1), "f1": ("F1, %", 100, 1)}
 """Title, factor and digits of each measure."""
 BY_SEED = Mapping[int, Mapping[str, Any]]
 
 
-def prompting_section(grid: Delvm, vision: Mapping[str, Any], pictures: Path, folder: Path) -> list[str]:
-    """Tables of the main variant, its controls, and the other variants beside it.
+def prompting(grid: Delvm, vision: Mapping[str, Any], pictures: Path, folder: Path) -> dict[str, Any] | None:
+    """What the report's part on prompting needs: the main variant, its controls, and the other variants beside it.
 
     Args:
         grid: the experiment.
@@ -30,39 +30,34 @@ def prompting_section(grid: Delvm, vision: Mapping[str, Any], pictures: Path, fo
     for name, found in vision["models"].items():
         variant, _, seed = name.rpartition("/seed")
         models.setdefault(variant, {})[int(seed)] = found
-    prompted = grid.prompted
-    if prompted is None or prompted.main not in models:
-        return []
-    main = models[prompted.main]
+    if grid.prompted is None or grid.prompted.main not in models:
+        return None
+    main = models[grid.prompted.main]
     sets = next(iter(main.values()))["sets"]
-    copied = []
-    for name in sets:
-        if (pictures / f"grid_{name}.png").is_file():
-            shutil.copyfile(pictures / f"grid_{name}.png", folder / f"grid_{name}.png")
-            copied += [f"![{name}: example pairs, query, truth, answers]({folder.name}/grid_{name}.png)", ""]
-    return [
-        "## Visual prompting",
-        "",
-        f"Greedy answers of `{prompted.main}` ({len(main)} seeds) to held-out queries, after 0 to "
-        f"{max(map(int, next(iter(sets.values()))['prompting']))} example pairs from the training images. The ceiling "
-        "is the true target after the visual tokenizer's round trip; the mean answer is the mean target of the "
-        "examples (for classes, the most frequent one of each pixel).",
-        "",
-        *answer_table(main, sets),
-        "",
-        *[f"- {line}" for line in answer_verdicts(main, sets)],
-        "",
-        "### What the visual tokenizer keeps",
-        "",
-        *tokenizer_table(sets),
-        "",
-        "### Losses on sentences of the same images",
-        "",
-        *loss_table(grid, models, sets),
-        "",
-        *control_lines(main, sets),
-        *copied,
+    copied = [name for name in sets if (pictures / f"grid_{name}.png").is_file()]
+    for name in copied:
+        shutil.copyfile(pictures / f"grid_{name}.png", folder / f"grid_{name}.png")
+    answers = []
+    for name, entry in sets.items():
+        for measure in entry["baselines"]["ceiling"]:
+            found = [list(_over_seeds(main, name, *place, measure).values()) for place in _places(entry)]
+            count = len(entry["prompting"])
+            answers.append((name, MEASURES[measure], [*found[:count], *(values[:1] for values in found[count:])]))
+    losses = [
+        (name, variant, [model["sets"][name]["sentences"]["model"] for model in found.values()])
+        for name in sets
+        for variant, found in models.items()
     ]
+    return {
+        "seeds": len(main),
+        "sets": sets,
+        "pairs": list(next(iter(sets.values()))["prompting"]),
+        "answers": answers,
+        "verdicts": answer_verdicts(main, sets),
+        "losses": losses,
+        "control": control(main, sets),
+        "pictures": copied,
+    }
 
 
 def _over_seeds(main: BY_SEED, name: str, part: str, place: str, measure: str) -> dict[int, float]:
@@ -71,22 +66,6 @@ def _over_seeds(main: BY_SEED, name: str, part: str, place: str, measure: str) -
 
 def _places(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(part, place) for part in ("prompting", "baselines") for place in entry[part]]
-
-
-def answer_table(main: BY_SEED, sets: Mapping[str, Any]) -> list[str]:
-    """One line per set and measure: by example pairs, then the baselines."""
-    rows = []
-    for name, entry in sets.items():
-        for measure in entry["baselines"]["ceiling"]:
-            title, factor, digits = MEASURES[measure]
-            row = [name, title]
-            for part, place in _places(entry):
-                found = list(_over_seeds(main, name, part, place, measure).values())
-                values = [factor * value for value in found]
-                row.append(spread(values if part == "prompting" else values[:1], digits))
-            rows.append(row)
-    pairs = [f"{place} pairs" for place in next(iter(sets.values()))["prompting"]]
-    return markdown_table(["set", "measure", *pairs, "copied input", "mean answer", "ceiling"], rows)
 
 
 def answer_verdicts(main: BY_SEED, sets: Mapping[str, Any]) -> list[str]:
@@ -122,73 +101,24 @@ def answer_verdicts(main: BY_SEED, sets: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def tokenizer_table(sets: Mapping[str, Any]) -> list[str]:
-    """Round trips of the held-out images: no answer can be nearer to the truth than this."""
-    rows = []
-    for name, entry in sets.items():
-        for side, kept in entry["tokenizer"].items():
-            numbers = [f"{kept['psnr']:.2f}", f"{kept['ssim']:.3f}", f"{100 * kept['codes_used']:.0f}"]
-            rows.append([f"{name}, {side}", *numbers, f"{kept['perplexity']:.0f}"])
-    return markdown_table(["images", "PSNR, dB", "SSIM", "codes used, %", "perplexity of the codes"], rows)
-
-
-def loss_table(grid: Delvm, models: Mapping[str, BY_SEED], sets: Mapping[str, Any]) -> list[str]:
-    """The loss of a target after 0, 1, ... whole pairs, per variant, beside the frequencies of the codes."""
-    rows = []
-    for name, entry in sets.items():
-        for variant, found in models.items():
-            measured = [model["sets"][name]["sentences"]["model"] for model in found.values()]
-            by_pairs = zip(*(sentence["loss_by_pairs"] for sentence in measured), strict=True)
-            rows.append(
-                [
-                    name,
-                    grid.titles[variant],
-                    spread([sentence["loss"] for sentence in measured], 3),
-                    *(spread(values, 3) for values in by_pairs),
-                ]
-            )
-        unigram = entry["sentences"]["unigram"]
-        levels = [unigram["loss"], *unigram["loss_by_pairs"]]
-        rows.append([name, "frequencies of the codes", *(f"{level:.3f}" for level in levels)])
-    count = len(next(iter(sets.values()))["sentences"]["unigram"]["loss_by_pairs"])
-    return markdown_table(["set", "model", "all codes", *(f"target after {k} pairs" for k in range(count))], rows)
-
-
-def control_lines(main: BY_SEED, sets: Mapping[str, Any]) -> list[str]:
+def control(main: BY_SEED, sets: Mapping[str, Any]) -> dict[str, Any] | None:
     """Wrong-task prompts and permuted targets."""
     if any("control" not in found for found in main.values()):
-        return []
-    names, pairs = list(sets), next(iter(main.values()))["control"]["pairs"]
-    rows, follows = [], []
-    for shown in names:
-        row = [shown]
-        for asked in names:
-            row.append(spread([100 * found["control"]["classes"][shown][asked][shown] for found in main.values()], 0))
-        follows += [found["control"]["follows"][shown] for found in main.values()]
-        row.append(spread([100 * found["control"]["true_targets"][shown][shown] for found in main.values()][:1], 0))
-        rows.append(row)
-    reached = sum(share >= FOLLOWING for share in follows)
+        return None
+    pairs = next(iter(main.values()))["control"]["pairs"]
+    controls = [found["control"] for found in main.values()]
+    shares = {
+        shown: [[found["classes"][shown][asked][shown] for found in controls] for asked in sets]
+        + [[controls[0]["true_targets"][shown][shown]]]
+        for shown in sets
+    }
     permuted = []
     for name, entry in sets.items():
         measure = next(iter(entry["baselines"]["ceiling"]))
-        title, factor, digits = MEASURES[measure]
         right = _over_seeds(main, name, "prompting", str(pairs), measure)
         wrong = {seed: found["permuted_targets"][name][measure] for seed, found in main.items()}
-        difference = paired_difference(right, wrong)
-        text = f"{factor * difference.mean:+.{digits}f} ± {factor * difference.standard_error:.{digits}f}"
-        columns = (spread([factor * value for value in values.values()], digits) for values in (right, wrong))
-        permuted.append([name, title, *columns, text])
-    return [
-        "### Does the answer follow the prompt?",
-        "",
-        f"Share (%) of answers that look like the targets of the *prompt's* task ({pairs} pairs; nearest centroid of "
-        f"code histograms), by the set of the query. With queries of another set it is {100 * FOLLOWING:.0f} % or more "
-        f"for {reached} of {len(follows)} prompts and seeds.",
-        "",
-        *markdown_table(["pairs of", *(f"query of {name}" for name in names), "true targets"], rows),
-        "",
-        "Every example with the target of another one in the prompt:",
-        "",
-        *markdown_table(["set", "measure", "right targets", "permuted targets", "difference"], permuted),
-        "",
-    ]
+        permuted.append((name, MEASURES[measure], right, wrong, paired_difference(right, wrong)))
+    follows = [found["follows"][shown] for shown in sets for found in controls]
+    reached = sum(share >= FOLLOWING for share in follows)
+    return {"pairs": pairs, "shares": shares, "prompts": len(follows), "reached": reached, "level": FOLLOWING,
+            "permuted": permuted}  # fmt: skip

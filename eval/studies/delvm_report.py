@@ -1,6 +1,6 @@
 """The report of `eval delvm`: every claim with its paired differences over seeds, and the null results in plain words.
 
-The rule is that of spec delvm.md, 9.7: a mean paired difference below two standard errors is no effect at this scale.
+The rule (docs/methods/delvm.md: null results): a mean paired difference below two standard errors is no effect here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 from eval.commands import DelvmOptions
 from eval.grid.grid import GridError
-from eval.grid.statistics import Measured, PairedDifference, markdown_table, opening, paired_difference, spread
+from eval.grid.statistics import Measured, PairedDifference, paired_difference
 from eval.studies.delvm import Delvm
 from eval.studies.delvm_plots import save_balance_plot, save_curves_plot, save_dose_plot
-from eval.studies.delvm_prompting import prompting_section
+from eval.studies.delvm_prompting import prompting
+from eval.studies.markdown import plot_folder, write_report
 
 LARGE_GAP = 0.3
 """Nats between training and validation that show over-fitting of a scarce set; below it the comparison says little."""
@@ -45,23 +46,35 @@ def write_delvm_report(
     """
     if not any(arm in measured for arm in grid.balance.arms()):
         raise GridError(f"{grid.output}: no finished cell of the 2 x 2 yet")
-    path, folder = Path(grid.report), Path(grid.report).with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [
-        *opening(grid, "delvm", options.config, measured),
-        "Losses are cross-entropies in nats per code, token means over held-out sentences of four pairs, mean ± "
-        "standard deviation over seeds. A difference is paired over seeds, ± its standard error; below two standard "
-        "errors it is called no effect at this scale.",
-        "",
-        *balance_section(grid, measured, folder),
-        *distillation_section(grid, measured, runs),
-        *dose_section(grid, measured, folder),
-        *runs_section(runs),
-        *(prompting_section(grid, vision, Path(grid.output) / "vision", folder) if vision is not None else []),
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
-    return path
+    folder = plot_folder(grid)
+    arms = [arm for arm in grid.balance.arms() if arm in measured]
+    tasks = list(next(iter(measured[arms[0]].values()))["tasks"])
+    shown_arms = {grid.titles[arm]: measured[arm] for arm in arms}
+    save_balance_plot(shown_arms, tasks, folder / "balance.png")
+    save_curves_plot(shown_arms, tasks, folder / "curves.png")
+    balance = grid.balance
+    pairs = [(balance.augment, base) for base in (balance.resampling, balance.mixture, balance.aug_natural)]
+    pairs += [(balance.resampling, balance.mixture), (balance.aug_natural, balance.mixture)]
+    prompted = None if vision is None else prompting(grid, vision, Path(grid.output) / "vision", folder)
+    return write_report(
+        "delvm",
+        grid,
+        options.config,
+        measured,
+        tasks=tasks,
+        arms=arms,
+        compared=compare_losses(measured, pairs, tasks),
+        verdicts=balance_verdicts(grid, measured, tasks),
+        distilled=distillation(grid, measured, runs, folder),
+        dose=dose_curve(grid, measured, folder),
+        runs=runs,
+        prompted=prompted,
+        best=best,
+        gap=gap,
+        judged=judged,
+        losses=values,
+        shown=shown,
+    )
 
 
 def values(cells: Mapping[int, Mapping[str, Any]], task: str, name: str = "loss", side: str = "tasks") -> Values:
@@ -111,63 +124,15 @@ def in_seeds(holds: Sequence[bool]) -> str:
     return f"{sum(holds)} of {len(holds)} seeds"
 
 
-def balance_section(grid: Delvm, measured: Measured, folder: Path) -> list[str]:
-    """The 2 x 2: losses, gaps, differences from both baselines, what the claims say and what was found."""
-    arms = [arm for arm in grid.balance.arms() if arm in measured]
-    tasks = list(next(iter(measured[arms[0]].values()))["tasks"])
-    rows = []
-    for task in tasks:
-        for arm in arms:
-            cells = measured[arm]
-            gaps = list(gap(cells, task).values())
-            rows.append(
-                [
-                    task,
-                    grid.titles[arm],
-                    spread(list(values(cells, task).values()), 3),
-                    spread(list(best(cells, task).values()), 3),
-                    spread([100 * value for value in values(cells, task, "accuracy").values()], 1),
-                    spread(list(values(cells, task, "target_loss").values()), 3),
-                    spread(list(values(cells, task, "last_target_loss").values()), 3),
-                    spread(gaps, 3) if gaps else "",
-                ]
-            )
-    save_balance_plot({grid.titles[arm]: measured[arm] for arm in arms}, tasks, folder / "balance.png")
-    save_curves_plot({grid.titles[arm]: measured[arm] for arm in arms}, tasks, folder / "curves.png")
-    columns = ["task", "arm", "loss", "lowest on the way", "accuracy %", "targets", "last target"]
-    columns += ["validation minus training"]
+def compare_losses(
+    measured: Measured, pairs: Sequence[tuple[str, str]], tasks: Sequence[str]
+) -> list[tuple[str, str, dict[str, PairedDifference]]]:
+    """(variant, base, {task: paired difference of the loss}) of those pairs that have been measured."""
     return [
-        "## Balance: proportions by augmented pairs",
-        "",
-        *markdown_table(columns, rows),
-        "",
-        *balance_differences(grid, measured, tasks),
-        "",
-        *[f"- {line}" for line in balance_verdicts(grid, measured, tasks)],
-        "",
-        f"![loss of the four arms]({folder.name}/balance.png)",
-        "",
-        f"![validation loss during training]({folder.name}/curves.png)",
-        "",
+        (variant, base, {task: _difference(measured, variant, base, task) for task in tasks})
+        for variant, base in pairs
+        if variant in measured and base in measured
     ]
-
-
-def balance_differences(grid: Delvm, measured: Measured, tasks: Sequence[str]) -> list[str]:
-    """A table of paired differences of the loss."""
-    arms = grid.balance
-    wanted = [
-        (arms.augment, arms.resampling),
-        (arms.augment, arms.mixture),
-        (arms.augment, arms.aug_natural),
-        (arms.resampling, arms.mixture),
-        (arms.aug_natural, arms.mixture),
-    ]
-    rows = []
-    for variant, base in wanted:
-        if variant in measured and base in measured:
-            differences = [_difference(measured, variant, base, task) for task in tasks]
-            rows.append([f"{grid.titles[variant]}, minus {grid.titles[base]}", *map(shown, differences)])
-    return markdown_table(["difference of the loss", *tasks], rows)
 
 
 def _difference(measured: Measured, variant: str, base: str, task: str, name: str = "loss") -> PairedDifference:
@@ -175,7 +140,7 @@ def _difference(measured: Measured, variant: str, base: str, task: str, name: st
 
 
 def balance_verdicts(grid: Delvm, measured: Measured, tasks: Sequence[str]) -> list[str]:
-    """What the paper claims of the arms (spec 9.4 and 11.18), and whether it was found."""
+    """What the paper claims of the arms, and whether it was found."""
     arms = grid.balance
     if not all(arm in measured for arm in arms.arms()):
         return ["the 2 x 2 is not complete"]
@@ -214,49 +179,24 @@ def balance_verdicts(grid: Delvm, measured: Measured, tasks: Sequence[str]) -> l
     return lines
 
 
-def distillation_section(grid: Delvm, measured: Measured, runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Students with a teacher against labels only, at equal steps and at equal compute."""
+def distillation(
+    grid: Delvm, measured: Measured, runs: Mapping[str, Mapping[str, Any]], folder: Path
+) -> dict[str, Any] | None:
+    """Students with a teacher against labels only, at equal steps and at equal compute; draws distillation.png."""
     found = grid.distilled
     if found is None or found.plain not in measured:
-        return []
+        return None
     teacher = next((run for title, run in runs.items() if grid.runs[title] == found.teacher), None)
     arms = [arm for arm in (found.plain, *found.students, found.longer) if arm in measured]
     tasks = list(next(iter(measured[found.plain].values()))["tasks"])
-    rows = []
-    if teacher is not None:
-        losses = [f"{teacher['tasks'][task]['loss']:.3f}" for task in tasks]
-        rows.append(["teacher", f"{teacher['parameters']:,}", f"{teacher['seconds']:,.0f}", *losses])
-    for arm in arms:
-        cells = list(measured[arm].values())
-        losses = [spread(list(values(measured[arm], task).values()), 3) for task in tasks]
-        seconds = f"{mean(cell['seconds'] for cell in cells):,.0f}"
-        rows.append([grid.titles[arm], f"{cells[0]['parameters']:,}", seconds, *losses])
-    compared, lines = [], []
-    for arm in found.students:
-        for base in (found.plain, found.longer):
-            if arm in measured and base in measured:
-                differences = [_difference(measured, arm, base, task) for task in tasks]
-                compared.append([f"{grid.titles[arm]}, minus {grid.titles[base]}", *map(shown, differences)])
-                for task, difference in zip(tasks, differences, strict=True):
-                    lines.append(f"- {task}, " + judged(difference, grid.titles[arm], grid.titles[base]))
-        if arm in measured and teacher is not None:
-            shares = [_share_of_gap(measured, arm, found.plain, teacher, task) for task in tasks]
-            compared.append([f"{grid.titles[arm]}: share of the gap to the teacher closed", *shares])
-    curves = {grid.titles[arm]: measured[arm] for arm in arms}
-    folder = Path(grid.report).with_suffix("")
-    save_curves_plot(curves, tasks, folder / "distillation.png")
-    return [
-        "## Distillation",
-        "",
-        *markdown_table(["model", "parameters", "seconds", *tasks], rows),
-        "",
-        *markdown_table(["difference of the loss", *tasks], compared),
-        "",
-        *lines,
-        "",
-        f"![validation loss of the students]({folder.name}/distillation.png)",
-        "",
-    ]
+    save_curves_plot({grid.titles[arm]: measured[arm] for arm in arms}, tasks, folder / "distillation.png")
+    students = []
+    for arm in (arm for arm in found.students if arm in measured):
+        compared = compare_losses(measured, [(arm, found.plain), (arm, found.longer)], tasks)
+        shares = [_share_of_gap(measured, arm, found.plain, teacher, task) for task in tasks] if teacher else []
+        students.append((arm, compared, shares))
+    seconds = {arm: mean(cell["seconds"] for cell in measured[arm].values()) for arm in arms}
+    return {"teacher": teacher, "arms": arms, "seconds": seconds, "students": students}
 
 
 def _share_of_gap(measured: Measured, arm: str, plain: str, teacher: Mapping[str, Any], task: str) -> str:
@@ -266,39 +206,20 @@ def _share_of_gap(measured: Measured, arm: str, plain: str, teacher: Mapping[str
     return f"{(base - mean(values(measured[arm], task).values())) / distance:.0%}" if distance > 0 else "no gap"
 
 
-def dose_section(grid: Delvm, measured: Measured, folder: Path) -> list[str]:
-    """Claim 1: augmented copies against new images, one task alone."""
+def dose_curve(grid: Delvm, measured: Measured, folder: Path) -> list[tuple[str, Values, PairedDifference | None]]:
+    """(variant, loss by seed, minus the fewest pairs) of claim 1: augmented copies, new images; draws dose.png."""
     dose = grid.dose
     if dose is None or dose.base not in measured:
         return []
     base = values(measured[dose.base], dose.task)
-    rows = [[grid.titles[dose.base], spread(list(base.values()), 3), ""]]
+    rows: list[tuple[str, Values, PairedDifference | None]] = [(dose.base, base, None)]
     for arm in (*dose.copies, *dose.images):
         if arm in measured:
             found = values(measured[arm], dose.task)
-            rows.append([grid.titles[arm], spread(list(found.values()), 3), shown(paired_difference(found, base))])
+            rows.append((arm, found, paired_difference(found, base)))
     points = {
         "copies": {factor: measured[arm] for arm, factor in dose.copies.items() if arm in measured},
         "images": {count: measured[arm] for arm, count in dose.images.items() if arm in measured},
     }
     save_dose_plot(points, measured[dose.base], dose.task, folder / "dose.png")
-    return [
-        f"## Dose: copies against new images, {dose.task} alone",
-        "",
-        *markdown_table(["training pairs", "loss", f"minus {grid.titles[dose.base]}"], rows),
-        "",
-        f"![dose curve]({folder.name}/dose.png)",
-        "",
-    ]
-
-
-def runs_section(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Single runs beside the grid: the teacher, and tasks trained one after the other."""
-    if not runs:
-        return []
-    tasks = list(next(iter(runs.values()))["tasks"])
-    rows = []
-    for title, run in runs.items():
-        losses = [f"{run['tasks'][task]['loss']:.3f}" for task in tasks]
-        rows.append([title, f"{run['parameters']:,}", f"{run['seconds']:,.0f}", *losses])
-    return ["## Single runs", "", *markdown_table(["run", "parameters", "seconds", *tasks], rows), ""]
+    return rows

@@ -1,9 +1,9 @@
-"""Scaling laws: a grid of model sizes and data volumes, for any task (spec ocr_scaling.md, sections 7 and 9).
+"""Scaling laws: a grid of model sizes and data volumes, for any task (docs/methods/ocr.md: scaling laws).
 
     sizes x volumes --> a grid of runs (`eval/grid/grid.py`), several seeds on its margins
                     --> losses and, for word recognition, errors (`eval/grid/measures.py`)
-                    --> laws fitted with the largest held out (`eval/studies/scaling_fits.py`) -->
-                    `eval/studies/scaling_report.py`
+                    --> laws fitted with the largest held out (`eval/studies/scaling_fits.py`)
+                    --> templates/scaling.md.j2
 
 A run that never left the plateau (a loss that needs no picture: the prior of the language) is censored: it is listed,
 and no law is fitted to it.
@@ -11,18 +11,25 @@ and no law is fitted to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from eval.commands import ScalingOptions
+from eval.grid.grid import GridError
 from eval.grid.measures import MeasuredGrid, measure_cell
 from eval.grid.preparation import read_options, run_stages
 from eval.grid.statistics import Measured
+from eval.studies.markdown import plot_folder, write_report
+
+if TYPE_CHECKING:
+    from eval.studies.scaling_fits import Analysis, Budget, Series
 
 LEAST = 3
 """Sizes, and volumes, of the smallest grid: a law has two parameters, and one point is held out."""
@@ -119,6 +126,11 @@ class Point:
         return variant_name(self.size, self.volume)
 
     @property
+    def seconds(self) -> float:
+        """Of all its runs."""
+        return float(sum(run["seconds"] for run in self.runs.values()))
+
+    @property
     def censored(self) -> bool:
         """Whether one of its runs stayed on the plateau."""
         return None in self.breakthroughs.values()
@@ -160,10 +172,101 @@ def points_of(grid: Scaling, measured: Measured) -> list[Point]:
     return sorted(points, key=lambda point: (point.parameters, point.amount))
 
 
+def write_scaling_report(grid: Scaling, measured: Measured, config: str) -> Path:
+    """Writes the Markdown, a JSON file beside it, and the plots.
+
+    Raises:
+        GridError: nothing has been measured yet.
+    """
+    from eval.grid.resampling import seed_residuals
+    from eval.studies.scaling_fits import analyse, budget_series
+    from eval.studies.scaling_plots import save_budget_plot, save_quantity_plot
+
+    points = points_of(grid, measured)
+    if not points:
+        raise GridError(f"{grid.output}: no measured cell yet")
+    analyses = analyse(grid, points)
+    budgets, budget_fits = budget_series(grid, points)
+    folder = plot_folder(grid)
+    for analysis in analyses:
+        save_quantity_plot(grid, points, analysis, folder)
+    if budgets:
+        save_budget_plot(grid, points, budgets, budget_fits, folder)
+    content = to_content(grid, points, analyses, budgets, budget_fits)
+    Path(grid.report).with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    excluded: dict[str, dict[str, list[str]]] = {}
+    for analysis in analyses:
+        for name, why in analysis.excluded.items():
+            excluded.setdefault(analysis.quantity.name, {}).setdefault(why, []).append(f"`{name}`")
+    return write_report(
+        "scaling",
+        grid,
+        config,
+        measured,
+        unit=points[0].unit,
+        hours=sum(point.seconds for point in points) / 3600,
+        seen=sorted({run["samples"] * run["units_per_sample"] for point in points for run in point.runs.values()}),
+        sizes=dict.fromkeys((point.size, point.parameters) for point in points),
+        volumes=sorted({(point.amount, point.data, point.volume) for point in points}),
+        points={(point.size, point.volume): point for point in points},
+        analyses=analyses,
+        one_seed=[a.quantity.name for a in analyses if not len(seed_residuals(list(a.quantity.values.values())))],
+        excluded=excluded,
+        budgets=budgets,
+        budget_fits=budget_fits,
+    )
+
+
+def to_content(
+    grid: Scaling,
+    points: Sequence[Point],
+    analyses: Sequence[Analysis],
+    budgets: Sequence[Budget],
+    budget_fits: Series | None,
+) -> dict[str, Any]:
+    """The report's numbers as JSON."""
+    from eval.studies.scaling_fits import series_content
+
+    return {
+        "title": grid.title,
+        "metric": grid.metric,
+        "plateau": grid.plateau,
+        "resamples": grid.resamples,
+        "cells": [
+            {
+                "size": point.size,
+                "volume": point.volume,
+                "parameters": point.parameters,
+                "amount": point.amount,
+                "data": point.data,
+                "unit": point.unit,
+                "flops": point.flops,
+                "seeds": list(point.runs),
+                "seconds": [run["seconds"] for run in point.runs.values()],
+                "best": [min(values[grid.metric] for _, values in run["curve"]) for run in point.runs.values()],
+                "breakthrough": list(point.breakthroughs.values()),
+                "censored": point.censored,
+                **{a.quantity.name: [float(value) for value in a.quantity.values[point.name]] for a in analyses},
+            }
+            for point in points
+        ],
+        "quantities": {
+            analysis.quantity.name: {
+                "title": analysis.quantity.title,
+                "not_fitted": analysis.excluded,
+                "against": {axis: series_content(series) for axis, series in analysis.series.items()},
+            }
+            for analysis in analyses
+        },
+        "budgets": {
+            "points": [asdict(budget) for budget in budgets],
+            "fits": series_content(budget_fits) if budget_fits is not None else None,
+        },
+    }
+
+
 def run(options: ScalingOptions) -> None:
     """``python -m eval scaling``."""
-    from eval.studies.scaling_report import write_scaling_report
-
     grid = read_options(options, Scaling)
     run_stages(
         grid,

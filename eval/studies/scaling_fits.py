@@ -22,7 +22,7 @@ from eval.grid.resampling import resample, seed_residuals
 from eval.studies.scaling import Point, Scaling
 
 LARGEST_ERROR = 0.95
-"""Errors above are not fitted (spec section 9)."""
+"""Errors above are not fitted (docs/methods/ocr.md: scaling laws)."""
 BUDGETS = 10
 RESAMPLING_SEED = 0
 
@@ -53,6 +53,11 @@ class Prediction:
         """Whether the interval has the observed value in it."""
         return self.predicted.covers(self.observed)
 
+    @property
+    def missed(self) -> bool:
+        """Whether it is a null result: a law that was stated before, whose interval leaves out the observed value."""
+        return self.predicted.resampled and not self.covered and self.law not in {law.name for law in BASELINES}
+
 
 @dataclass(frozen=True)
 class Series:
@@ -69,6 +74,14 @@ class Series:
     """{what was held out: fits of the rest, by law}."""
     predictions: dict[str, list[Prediction]]
     """{what was held out: of each law and each of its points}."""
+
+    def errors(self, held_out: str) -> dict[str, float]:
+        """{law: mean absolute relative error of what was held out}, the best first."""
+        by_law: dict[str, list[float]] = {}
+        for entry in self.predictions[held_out]:
+            by_law.setdefault(entry.law, []).append(abs(entry.relative_error))
+        means = {law: float(np.mean(errors)) for law, errors in by_law.items()}
+        return {law: means[law] for law in sorted(means, key=lambda law: means[law])}
 
 
 @dataclass(frozen=True)

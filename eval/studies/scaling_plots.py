@@ -20,7 +20,7 @@ SHOWN = {"power": "#1a1a1a", "offset": "#c2185b"}
 DPI = 120
 
 
-def save_quantity_plot(grid: Scaling, points: Sequence[Point], analysis: Analysis, folder: Path) -> Path:
+def save_quantity_plot(grid: Scaling, points: Sequence[Point], analysis: Analysis, folder: Path) -> None:
     """NAME.png: the quantity against parameters, data and compute, and as a heat map."""
     drawing = figure(15, 7.6)
     axes = drawing.subplots(2, 2)
@@ -38,9 +38,7 @@ def save_quantity_plot(grid: Scaling, points: Sequence[Point], analysis: Analysi
             panel.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _draw_heat_map(axes.flat[3], points, analysis)
     drawing.suptitle(grid.title, fontsize=11)
-    path = folder / f"{analysis.quantity.name}.png"
-    drawing.savefig(path, dpi=DPI)
-    return path
+    drawing.savefig(folder / f"{analysis.quantity.name}.png", dpi=DPI)
 
 
 def _draw_points(panel: Axes, axis: str, points: Sequence[Point], analysis: Analysis) -> None:
@@ -106,7 +104,7 @@ def _draw_heat_map(panel: Axes, points: Sequence[Point], analysis: Analysis) -> 
 
 def save_budget_plot(
     grid: Scaling, points: Sequence[Point], budgets: Sequence[Budget], series: Series | None, folder: Path
-) -> Path:
+) -> None:
     """budgets.png: every learning curve over compute, and the best at each budget."""
     drawing = figure(8, 4.8)
     panel = drawing.add_subplot()
@@ -130,6 +128,4 @@ def save_budget_plot(
     panel.set_ylabel(f"validation {grid.metric}")
     panel.grid(alpha=0.25, which="both")
     panel.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    path = folder / "budgets.png"
-    drawing.savefig(path, dpi=DPI)
-    return path
+    drawing.savefig(folder / "budgets.png", dpi=DPI)

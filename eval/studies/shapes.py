@@ -1,4 +1,4 @@
-"""The shape sweep (tiny_lm section 5): parameter-matched depths and widths, each trained on the same tokens.
+"""Parameter-matched depths and widths, each trained on the same tokens (docs/methods/tiny_lm.md: shape sweep).
 
     budget, vocabulary, depths x widths --> the FFN size that meets the budget --> shapes within the tolerance
     --> a grid of runs (`eval/grid/grid.py`) --> quality against generated tokens/s, Spearman coefficients
@@ -9,21 +9,24 @@ nearest to it, and the shape is kept if its rate (FFN size over width) lies in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from arch.pangu_pi.accounting import count_parameters
 from arch.pangu_pi.load_config import load_model_config
 from eval.commands import ShapesOptions
-from eval.grid.grid import Grid, measure_all, read_grid, results, train_all, training_facts
-from eval.studies.ablation import measure_latency
+from eval.grid.grid import Grid, GridError, measure_all, read_grid, results, train_all, training_facts
+from eval.grid.statistics import Measured, bits_per_byte, deviation, valid_metric
+from eval.studies.compare import measure_latency
+from eval.studies.markdown import plot_folder, write_report
 
 FFN_MULTIPLE = 8
 SMALLEST_SWEEP = 8
-"""Shapes below which a rank correlation says nothing (tiny_lm section 12, property 4)."""
+"""Shapes below which a rank correlation says nothing (docs/methods/tiny_lm.md: shape sweep)."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,108 @@ def _parameters(fields: dict[str, Any], intermediate_size: int) -> int:
     return count_parameters(load_model_config({**fields, "intermediate_size": intermediate_size})).total
 
 
+def list_shapes(sweep: Shapes) -> str:
+    """The sweep's shapes as text, before anything is trained."""
+    lines = [
+        f"{shape.name:<20} {shape.num_hidden_layers:>3} layers, width {shape.hidden_size:>4}, "
+        f"FFN {shape.intermediate_size:>5} ({shape.rate:.2f}), {shape.num_attention_heads} heads: "
+        f"{shape.parameters:,} parameters"
+        for shape in find_shapes(sweep)
+    ]
+    return "\n".join([*lines, f"{len(lines)} shapes, {len(sweep.seeds)} seeds"])
+
+
+def correlations(
+    shapes: Mapping[str, Shape], loss: Mapping[str, float], speed: Mapping[str, float]
+) -> dict[str, tuple[float, float]]:
+    """{property: (Spearman's rho with quality, p-value)}; quality is minus the mean loss."""
+    from scipy.stats import spearmanr
+
+    names = list(loss)
+    quality = [-loss[name] for name in names]
+    properties: dict[str, list[float]] = {
+        "depth": [shapes[name].num_hidden_layers for name in names],
+        "width": [shapes[name].hidden_size for name in names],
+        "FFN rate": [shapes[name].rate for name in names],
+        "tokens/s": [speed[name] for name in names if name in speed],
+    }
+    found = {}
+    for label, values in properties.items():
+        if len(values) == len(quality) > 2:
+            result = spearmanr(values, quality)
+            found[label] = (float(result.statistic), float(result.pvalue))
+    return found
+
+
+def recommend(loss: Mapping[str, float], speed: Mapping[str, float], slowest: float) -> str:
+    """The shape of the best mean loss among those that generate at least `slowest` of the fastest one's tokens/s."""
+    fastest = max(speed.values())
+    return min((name for name in loss if speed[name] >= slowest * fastest), key=lambda name: loss[name])
+
+
+def write_shapes_report(
+    sweep: Shapes, measured: Measured, latency: Mapping[str, Mapping[str, float]], config: str
+) -> Path:
+    """Writes the Markdown and shapes.png.
+
+    Raises:
+        GridError: no shape has been measured yet.
+    """
+    if not measured:
+        raise GridError(f"{sweep.output}: no finished run yet")
+    shapes = {shape.name: shape for shape in find_shapes(sweep)}
+    loss = {name: mean(valid_metric(runs, "loss").values()) for name, runs in measured.items()}
+    speed = {name: 1000 / latency[name]["median"] for name in measured if name in latency}
+    _save_plot(sweep, measured, speed, shapes)
+    rows = [
+        {
+            "shape": shapes[name],
+            "loss": valid_metric(measured[name], "loss").values(),
+            "bits": bits_per_byte(measured[name]).values(),
+            "generated": speed.get(name),
+            "trained": mean(run["tokens_per_second"] for run in measured[name].values()),
+        }
+        for name in sorted(measured, key=lambda name: loss[name])
+    ]
+    return write_report(
+        "shapes",
+        sweep,
+        config,
+        measured,
+        rows=rows,
+        tokens=next(iter(next(iter(measured.values())).values()))["tokens"] or 0,
+        correlations=correlations(shapes, loss, speed),
+        best=recommend(loss, speed, sweep.slowest) if len(speed) == len(loss) else None,
+    )
+
+
+def _save_plot(sweep: Shapes, measured: Measured, speed: Mapping[str, float], shapes: Mapping[str, Shape]) -> None:
+    """Loss against generation speed (or against depth, before the speed is measured); a colour for each width."""
+    from eval.plots import PALETTE, figure
+
+    drawing = figure(7, 4.4)
+    axis = drawing.add_subplot()
+    widths = sorted({shape.hidden_size for shape in shapes.values()})
+    for number, width in enumerate(widths):
+        names = [name for name in measured if shapes[name].hidden_size == width]
+        losses = [list(valid_metric(measured[name], "loss").values()) for name in names]
+        x = [speed.get(name, shapes[name].num_hidden_layers) for name in names]
+        error = [deviation(values) for values in losses]
+        colour = PALETTE[number % len(PALETTE)]
+        axis.errorbar(x, list(map(mean, losses)), yerr=error, fmt="o", color=colour, label=f"width {width}")
+        for name, at, values in zip(names, x, losses, strict=True):
+            axis.annotate(f"{shapes[name].num_hidden_layers} layers", (at, mean(values)), fontsize=7, xytext=(4, 4),
+                          textcoords="offset points")  # fmt: skip
+    axis.set_xlabel("generated tokens/s" if speed else "layers")
+    axis.set_ylabel("validation loss (nats per token)")
+    axis.set_title(f"Shapes of {sweep.parameters / 1e6:.3g} M parameters", fontsize=10, loc="left")
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)
+    drawing.savefig(plot_folder(sweep) / "shapes.png", dpi=120)
+
+
 def run(options: ShapesOptions) -> None:
     """``python -m eval shapes``."""
-    from eval.studies.shapes_report import list_shapes, write_shapes_report
-
     sweep = read_grid(Path(options.config), Shapes)
     print(list_shapes(sweep))
     if options.stage == "list":

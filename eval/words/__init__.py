@@ -1,4 +1,4 @@
-"""Word accuracy of text recognisers (spec ocr_scaling.md, section 6).
+"""Word accuracy of text recognisers (docs/methods/ocr.md: evaluation).
 
 ocr.py           benchmark folders, word by word
 recognisers.py   ours and ONNX ones behind one call

@@ -1,4 +1,4 @@
-"""Word accuracy of text recognisers on benchmark folders (spec ocr_scaling.md, section 6).
+"""Word accuracy of text recognisers on benchmark folders (docs/methods/ocr.md: evaluation).
 
     accuracy        label and reading are equal after the rules of the evaluation charset (36: digits, lower case)
     case-sensitive  the same with the 94 printable characters

@@ -1,11 +1,11 @@
-"""Distillation on the logits of a frozen teacher: token by token, on the data (spec delvm.md, section 3).
+"""Distillation on the logits of a frozen teacher: token by token, on the data (docs/methods/delvm.md: distillation).
 
     L    = weight_gt * L_gt + weight_kd * L_kd
     L_gt = -log p_S(label)
     L_kd = tau^2 * sum_v p_T (log p_T - log p_S),   p = softmax(logits / tau)      forward KL
     d L_kd / d l_S = tau * (p_S - p_T)
 
-Both losses are taken at the same positions: those that have a label (the release averages L_kd over all, spec 8.2).
+Both losses are taken at the same positions: those that have a label (the release averages L_kd over all).
 With `reverse` the divergence is KL(p_S || p_T), its gradient through both factors:
 
     d L_kd / d l_S = tau * p_S * (log p_S - log p_T - KL)

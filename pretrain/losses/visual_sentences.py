@@ -1,4 +1,4 @@
-"""Which image of a visual sentence a loss belongs to: target images, the last target (spec delvm.md, 6 and 8.13).
+"""Which image of a visual sentence a loss belongs to: targets, the last target (docs/methods/delvm.md: evaluation).
 
     image     0 (input)   1 (target)   2 (input)   ...   I-1 (last target)         n ids each
     label t   is id t + 1 of the sentence, so it lies in image (t + 1) // n; image 0 has n - 1 labels, the others n

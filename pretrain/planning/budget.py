@@ -155,7 +155,7 @@ def _run(
     cost = count_flops(model, sequence)
     tokens, rounds = flops / cost.train_per_token, 1
     if text.tokens is not None and tokens > text.tokens:
-        # The time is enough for all text once and for a second round over its harder half (tiny_lm spec, section 9).
+        # Enough time for all text once and for a second round over its harder half (docs/methods/tiny_lm.md: rounds).
         first = tokens / (1 + KEPT + SCORING)
         if first >= text.tokens:
             rounds, tokens = 2, first

@@ -38,7 +38,7 @@ def reasons(budget: Budget, run: Run, choice: Choice | None, too_large: int | No
     vocabulary = (
         f"{run.model.vocab_size:,} pieces are the tokenizer's of the shards"
         if text.vocabulary
-        else f"{run.model.vocab_size:,} pieces hold {share:.0%} of them (tiny_lm: below {VOCABULARY_SHARE:.0%})"
+        else f"{run.model.vocab_size:,} pieces hold {share:.0%} of them (the rule: below {VOCABULARY_SHARE:.0%})"
     )
     crowded = f"; {options.ranks} ranks need at least that many sequences"
     square_root = BatchRule().anchor_lr * (run.batch * run.sequence / BatchRule().anchor_batch_tokens) ** 0.5
@@ -48,14 +48,14 @@ def reasons(budget: Budget, run: Run, choice: Choice | None, too_large: int | No
         f"2402.02791); {vocabulary}" + (f"; tied below width {LARGE_WIDTH}" if run.model.tie_word_embeddings else ""),
         "steps": _tokens(budget, run),
         "batch": f"{run.batch * run.sequence:,} tokens; the law asks for {run.wanted_batch:,.0f} (0.292 C^0.327, arXiv "
-        "2401.02954; never above 2 M, tiny_lm section 8)"
+        "2401.02954; never above 2 M, docs/methods/tiny_lm.md)"
         + crowded * (run.batch * run.sequence > 1.5 * run.wanted_batch)
         + f". Sequences of {run.sequence}: the longest of which a batch has {SEQUENCES_OF_A_BATCH}, at most 2,048",
         "optimizer": "0.3118 C^-0.125 (arXiv 2401.02954), for AdamW with this decay and clipping"
         + "; this run lies outside of what that was fitted to" * (not _fitted(run))
         + f". The tiny-model paper's square-root rule, made at 1 B parameters, gives {square_root:.2g}",
-        "schedule": "cosine to a tenth after 3 % of warm-up (tiny_lm, section 3)",
-        "rounds": "the time is enough for all text and a second round over its harder half (tiny_lm, section 9)"
+        "schedule": "cosine to a tenth after 3 % of warm-up (docs/methods/tiny_lm.md)",
+        "rounds": "the time is enough for all text and a second round over its harder half (docs/methods/tiny_lm.md)"
         if run.rounds > 1
         else "one: the time ends before a second round over the same text would begin",
     }
@@ -146,7 +146,7 @@ def _head(budget: Budget) -> str:
     what = f"Written by python -m pretrain plan for {options.hours:g} hours of {options.ranks} x {options.gpu}{text}."
     if options.shards:
         return what
-    return f"{what} Make the shards first, with a tokenizer of the model's vocabulary, or give --shards (README)."
+    return f"{what} Make the shards first, with a tokenizer of the model's vocabulary, or give --shards (docs/plan.md)."
 
 
 def _comment(text: str) -> str:

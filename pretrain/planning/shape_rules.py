@@ -1,4 +1,4 @@
-"""Shapes of PanGu-pi from 1 M to 7 B parameters by the rules of the tiny-model paper (arXiv 2402.02791; tiny_lm spec).
+"""Shapes of PanGu-pi from 1 M to 7 B parameters by the tiny-model paper's rules (docs/methods/tiny_lm.md: shapes).
 
     depth       21 layers at width 1792 and 29 at 4096 are the paper's, 10 at 256 and 3 at 128 this project's; between
                 them the logarithms are interpolated. The paper finds depth to matter most, up to the speed it costs.

@@ -1,6 +1,7 @@
 """What the walk-throughs `quickstart`, `ocr` and `vision` share: their options, and how they call our commands.
 
-Each is a list of ordinary commands, one process each, printed before it runs; done steps are skipped (`pipeline.py`).
+Each is a list of ordinary commands, one process each, printed before it runs; done steps are skipped
+(`commands_once.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several rounds over the data (tiny_lm spec, section 9).
+"""Several rounds over the data (docs/methods/tiny_lm.md: rounds).
 
 multi_round.py   when each begins, and what happens between two
 ledger.py        the loss of every unit of the data; loss_record.py: of every batch

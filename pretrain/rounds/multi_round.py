@@ -2,10 +2,11 @@
 
     round 1 (`steps` steps)  ->  ledger: loss of every unit  ->  choice  ->  round 2 (round(keep * steps) steps)  -> ...
 
-Tiny_lm spec, section 9. The losses are those of the model frozen at the end of a round, on everything that round 1 saw,
-so every later round chooses from all of round 1's data. With `loss_source: log` they are the newest that training
-recorded of each unit. A ledger and a selection are files: once written they are read again, never made anew, unless the
-model they were made from is another one. What it costs: one forward pass over round 1's data per later round.
+Method: docs/methods/tiny_lm.md: rounds. The losses are those of the model frozen at the end of a round, on everything
+that round 1 saw, so every later round chooses from all of round 1's data. With `loss_source: log` they are the newest
+that training recorded of each unit. A ledger and a selection are files: once written they are read again, never made
+anew, unless the model they were made from is another one. What it costs: one forward pass over round 1's data per
+later round.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which units the next round sees: sampling without replacement in proportion to exp(loss) (tiny_lm spec, section 9).
+"""Which units the next round sees: drawn without replacement, p ~ exp(loss) (docs/methods/tiny_lm.md: rounds).
 
     p_j = exp(l_j) / sum_i exp(l_i)        sequential draws without replacement, N0 of N
     key_j = l_j + G_j,  G_j ~ Gumbel(0, 1)      the N0 largest keys: the same distribution, in one pass

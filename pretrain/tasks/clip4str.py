@@ -1,4 +1,4 @@
-"""CLIP4STR on word images: two branches, one loss (spec ocr_scaling.md, 3.3).
+"""CLIP4STR on word images: two branches, one loss (docs/methods/ocr.md: CLIP4STR).
 
     words -> image encoder once -> visual decoder under K orderings -> K captions -> cross decoder under the same ones
 

@@ -55,7 +55,7 @@ class DecoderTask(Task):
     """Next-token prediction with a PanGu-pi or LLaMA-shaped decoder, alone or beside a teacher.
 
     Args:
-        model: shape of the model: a YAML of PanguPiConfig fields (configs/*/models/*.yaml, configs/delvm/models/*.yaml)
+        model: shape of the model: a YAML of PanguPiConfig fields (configs/*/models/*.yaml)
             or a transformers directory.
         train: directories of token shards.
         valid: held-out directories of token shards by name, such as {en: ..., zh: ...}.

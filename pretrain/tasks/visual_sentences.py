@@ -1,4 +1,4 @@
-"""Visual sentences: next-token prediction over the codes of images (DeLVM, spec delvm.md, sections 2 and 3).
+"""Visual sentences: next-token prediction over the codes of images (docs/methods/delvm.md).
 
     shards -> SentenceSource -> {input_ids, labels, position_ids}_BT -> factorised embedding -> decoder -> chunked loss
 
@@ -47,7 +47,7 @@ class VisualSentenceTask(DecoderTask):
         passes: times that the records of `train` are dealt into sentences, each time anew.
         sentence_seed: names the deals.
         factorised: train the input embedding as codebook x projection; otherwise as a table of its own.
-        initialisation: delvm (as meant), delvm_released (as released, spec 8.9), or model (the shape's own).
+        initialisation: delvm (as meant), delvm_released (as released), or model (the shape's own).
     """
 
     accuracy = True

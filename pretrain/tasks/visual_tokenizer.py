@@ -1,4 +1,4 @@
-"""Training a visual tokenizer: a convolutional autoencoder with a VQ or FSQ bottleneck (spec delvm.md, section 9.2).
+"""Training a visual tokenizer: an autoencoder with a VQ or FSQ bottleneck (docs/methods/delvm.md: visual tokenizers).
 
     images -> ImageSource -> {image_B3SS} -> encoder, codes, decoder -> |x - y| + (x - y)^2 + perceptual + commitment
 
@@ -59,7 +59,7 @@ class VisualTokenizerTask(Task):
     """A visual tokenizer on images.
 
     Args:
-        model: YAML of VisualTokenizerConfig fields (configs/delvm/models/*.yaml).
+        model: YAML of VisualTokenizerConfig fields (configs/vq/models/*.yaml).
         train: images: files, folders of them, .parquet files (see tokenizer/inputs/image_stores.py).
         valid: held-out images by name.
         loss_weights: of the terms of the loss.

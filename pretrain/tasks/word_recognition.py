@@ -1,4 +1,4 @@
-"""Scene-text recognition by permutation language modelling: PARSeq on word images (spec ocr_scaling.md, 3.1).
+"""Scene-text recognition by permutation language modelling: PARSeq on word images (docs/methods/ocr.md: loss).
 
     words -> WordSource -> {image_B3HW, ids_BP} -> encoder once -> K orderings -> cross-entropy of every character
 

@@ -1,4 +1,4 @@
-"""Spec properties 5 and 6: exact parameter counts and the additions' share of the FLOPs, without allocating weights."""
+"""Exact parameter counts and the additions' share of the FLOPs, without allocating weights."""
 
 import re
 import tracemalloc
@@ -27,7 +27,7 @@ VARIANTS = [
     {"series_scope": "scalar", "attention_bias": True, "mlp_bias": True, "head_dim": 24, "qk_norm": True},
 ]
 
-# Spec: pangu_pi.md section 7, tiny_lm.md section 2.
+# docs/methods/pangu_pi.md: parameters and FLOPs; docs/methods/tiny_lm.md: shapes.
 EXACT = {
     "pangu_pi_1b": 1_033_246_720,
     "pangu_pi_7b": 6_727_240_704,

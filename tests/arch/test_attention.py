@@ -1,4 +1,4 @@
-"""Spec property 8 and the design's promise 3: causality, cached decoding, and documents of one row that never meet."""
+"""Causality, cached decoding, and documents of one row that never meet."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
-"""Spec properties 7, 9 and 10 of the augmented shortcut: its formula, Lemma 1 and Theorem 4, and feature collapse.
+"""The augmented shortcut: its formula, Lemma 1 and Theorem 4, and feature collapse.
 
-Shapes: N tokens, D width, H heads, E = D/H. Diversity d_M(Z) = ||Z - mean row of Z||_F (spec section 1).
+Shapes: N tokens, D width, H heads, E = D/H. Diversity d_M(Z) = ||Z - mean row of Z||_F
+(docs/methods/pangu_pi.md: diversity).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""DeLVM's shapes: parameters and FLOPs as published, by arithmetic and by counting (delvm.md, 2.3; tests 1 and 2)."""
+"""DeLVM's shapes: parameters and FLOPs, by arithmetic and by counting (docs/methods/delvm.md: parameters)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_small_shapes_count_right_and_have_untied_heads(path):
 
 
 def test_the_feed_forward_width_follows_from_the_width():
-    """f = 256 ceil(floor(8 d / 3) / 256), the formula of the specification."""
+    """f = 256 ceil(floor(8 d / 3) / 256), the formula of docs/methods/delvm.md: transformer."""
     for name in FULL:
         config = load_model_config(MODELS / f"{name}.yaml")
         assert config.intermediate_size == 256 * -(-(8 * config.hidden_size // 3) // 256)

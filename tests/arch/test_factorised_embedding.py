@@ -1,4 +1,4 @@
-"""The factorised embedding of visual sentences (delvm.md, section 2.3; tests 3 and 4)."""
+"""The factorised embedding of visual sentences (docs/methods/delvm.md: transformer)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spec properties 1 and 2: without the additions the model is LLaMA bit for bit, and with them it starts as LLaMA."""
+"""Without the additions the model is LLaMA bit for bit, and with them it starts as LLaMA."""
 
 import copy
 

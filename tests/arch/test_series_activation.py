@@ -1,4 +1,4 @@
-"""Spec properties 4 and 7 of the series activation, and how it computes: blocks, memory, precision."""
+"""The series activation, and how it computes: blocks, memory, precision."""
 
 import pytest
 import torch

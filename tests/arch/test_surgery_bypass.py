@@ -1,4 +1,4 @@
-"""Property 5 of tiny_lm: layer bypass, and the choice of layers by it."""
+"""Layer bypass, and the choice of layers by it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Section 7.3 of tiny_lm: what makes a unit important, against naive loops."""
+"""What makes a unit important, against naive loops."""
 
 from itertools import pairwise
 

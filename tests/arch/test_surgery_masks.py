@@ -1,4 +1,4 @@
-"""Property 7 of tiny_lm: learned masks."""
+"""Learned masks (docs/methods/tiny_lm.md: learned masks)."""
 
 import pytest
 import torch

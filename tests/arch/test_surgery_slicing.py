@@ -1,4 +1,4 @@
-"""Property 6 of tiny_lm: what is cut is exactly what was asked, and nothing else changes."""
+"""What is cut is exactly what was asked, and nothing else changes."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Spec properties 3, 4 and 13: the new parameters learn, terms separate, and decay groups and checkpoints know them."""
+"""The new parameters learn, terms separate, and decay groups and checkpoints know them."""
 
 import pytest
 import torch

@@ -45,7 +45,7 @@ def test_shapes_ids_and_flops(quantizer, shape):
 
 
 def test_vq_passes_gradients_straight_through():
-    """Spec delvm.md, section 11, test 14."""
+    """What arrives at the vectors of the codes arrives, unchanged, at the latents."""
     model = make("vq").train()
     latents, gradient = torch.randn(2, 4, 4, 4, requires_grad=True), torch.randn(2, 4, 4, 4)
     vectors, ids, _ = model.quantizer(latents)
@@ -157,7 +157,7 @@ def test_the_shipped_shapes_have_512_codes():
 
 
 def test_the_vqgan_has_the_papers_parameters():
-    """Spec delvm.md, sections 2.1 and 11, test 1."""
+    """As its published geometry gives them (docs/methods/delvm.md: visual tokenizers)."""
     pytest.importorskip("diffusers")
     with torch.device("meta"):
         model = Vqgan()
@@ -212,7 +212,7 @@ def openmuse_names(channels: tuple[int, ...], dim: int, codes: int) -> dict[str,
 
 
 class OpenMuse:
-    """The forward passes of openMUSE's class as the specification describes them, on tensors of its names."""
+    """The forward passes of openMUSE's class as published, on tensors of its names."""
 
     def __init__(self, tensors: dict[str, Tensor], levels: int) -> None:
         self.t, self.levels = tensors, levels

@@ -61,7 +61,7 @@ def test_without_copies_it_is_the_centre_of_the_resized_image(folder):
 
 @pytest.mark.parametrize("size", [(40, 40), (57, 33), (33, 58), (20, 100), (16, 16)])
 def test_resize_and_crop_is_torchvisions(size):
-    """Spec delvm.md, section 2.1: Resize (bilinear), then CenterCrop."""
+    """Resize (bilinear), then CenterCrop (docs/methods/delvm.md: visual tokenizers)."""
     from torchvision.transforms import v2
 
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

@@ -115,7 +115,7 @@ def test_documents_name_the_records(write_images) -> None:
 
 
 def test_task_shares_follow_the_weights(write_images) -> None:
-    """10,000 draws from three tasks of very unequal size; every sentence is of one task (spec test 13)."""
+    """10,000 draws from three tasks of very unequal size; every sentence is of one task."""
     tasks = [
         SentenceSource(write_images([count], name=name, tokenizer_hash="same"), 8, passes)
         for name, count, passes in (("head", 440, 1), ("mid", 8, 7), ("tail", 4, 9))

@@ -70,7 +70,7 @@ def test_every_record_has_its_own_number_name_and_place(photographs: Path) -> No
 
 
 def test_originals_are_never_augmented(photographs: Path) -> None:
-    """The re-sampling arm has no copies; its records are exactly the originals of the augmented set (spec test 13)."""
+    """The re-sampling arm has no copies; its records are exactly the originals of the augmented set."""
     plain = PairSet(PairsConfig("deraining", seed=1), [photographs], S)
     augmented = PairSet(PairsConfig("deraining", seed=1, copies=3), [photographs], S)
     assert all(plain.origin(index).copy == 0 for index in range(len(plain)))
@@ -108,7 +108,7 @@ def test_rows_run_through_all_inputs(tmp_path: Path) -> None:
 
 
 def test_inverted_pairs_stay_inverted_in_every_copy(photographs: Path) -> None:
-    """For y = 1 - x every augmented pair satisfies y' = 1 - x' exactly (spec test 10)."""
+    """For y = 1 - x every augmented pair satisfies y' = 1 - x' exactly."""
     pairs = PairSet(PairsConfig("inversion", copies=20), [photographs], S)
     assert all(np.array_equal(target, 255 - image) for image, target in all_records(pairs))
 
@@ -173,7 +173,7 @@ def test_six_crops_are_the_same_squares_of_photograph_and_label(tmp_path: Path) 
 
 
 def test_masks_are_painted_from_large_to_small() -> None:
-    """An overlapped pixel has the smallest mask's colour, and nothing wraps around (spec test 15)."""
+    """An overlapped pixel has the smallest mask's colour, and nothing wraps around."""
     large, middle, small = np.zeros((3, 8, 8), bool)
     large[:, :7], middle[1:6, 1:6], small[2:4, 2:8] = True, True, True
     colours = np.array([[200, 200, 200], [150, 100, 250], [90, 255, 99]], np.uint8)
@@ -367,7 +367,7 @@ def test_configs_survive_json() -> None:
 def test_real_pairs(real_data: Path) -> None:
     camvid, bsds = (real_data / "image_pairs" / name / "train.parquet" for name in ("camvid", "bsds500"))
     segmentation = PairSet(PairsConfig("segmentation", views="six_crop"), [camvid], 64)
-    assert len(segmentation) == 2202, "367 pictures of six crops, as in spec section 9.3"
+    assert len(segmentation) == 2202, "367 pictures of six crops"
     colours = {tuple(colour) for index in range(0, 2202, 200) for colour in segmentation.pair(index)[1].reshape(-1, 3)}
     assert colours <= {tuple(colour) for colour in CAMVID_PALETTE} and len(colours) > 6
     rain = PairSet(PairsConfig("deraining", rows=(40, 60), copies=50), [bsds], 64)

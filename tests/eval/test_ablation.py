@@ -1,5 +1,6 @@
 """The grid trains what is missing and nothing else, and its statistics are the textbook's."""
 
+import json
 import math
 import sys
 from dataclasses import replace
@@ -9,10 +10,12 @@ import yaml
 
 from eval.__main__ import main
 from eval.grid.grid import GridError, cells, is_trained, read_grid, train_all
+from eval.grid.measures import quantities_of
+from eval.grid.statistics import paired_difference
 from eval.models import load_model
 from eval.probes.latency import compare_latency
-from eval.studies.ablation import Ablation
-from eval.studies.ablation_report import comparison_table, paired_difference, verdicts, write_ablation_report
+from eval.studies.compare import Comparison, differences, write_comparison
+from tests.pretrain.conftest import TINY
 
 # Stands in for pretrain/train.py: takes its arguments, leaves its files, counts its calls.
 STUB = """
@@ -45,6 +48,7 @@ def grid_file(tmp_path, tiny_model, corpus):
         "base": "base",
         "seeds": [1, 2, 3],
         "launcher": [sys.executable, str(tmp_path / "stub.py")],
+        "measure": ["collapse", "latency"],
         "text": [str(corpus / "valid.en.jsonl")],
         "tokens": 200,
         "latency_rounds": 2,
@@ -53,7 +57,11 @@ def grid_file(tmp_path, tiny_model, corpus):
             "both": {"task.model_overrides": {"series_terms": 2}},
         },
     }
-    (tmp_path / "base.yaml").write_text("steps: 4\n")
+    (tmp_path / "shape.yaml").write_text(json.dumps(TINY))
+    task = {"model": str(tmp_path / "shape.yaml"), "train": ["shards"], "valid": {"en": "shards"}}
+    task = {"class_path": "pretrain.tasks.LanguageModelTask", "init_args": task}
+    batch = {"size": 8, "micro_size": 8}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"task": task, "output": "x", "steps": 4, "batch": batch}))
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(grid))
     return path
@@ -69,7 +77,7 @@ def test_the_whole_grid_and_then_nothing_twice(grid_file, capsys):
     assert len(calls(grid_file)) == 6
     report = (grid_file.parent / "docs" / "grid.md").read_text()
     assert "6 of 6 cells" in report and "| `both` |" in report
-    assert {p.name for p in (grid_file.parent / "docs" / "grid").iterdir()} == {"loss.png", "layers.png"}
+    assert {p.name for p in (grid_file.parent / "docs" / "grid").iterdir()} == {"comparison.png", "layers.png"}
     before = {p: p.stat().st_mtime_ns for p in (grid_file.parent / "cells").rglob("*.json")}
     assert main(["ablation", "--config", str(grid_file)]) == 0
     assert len(calls(grid_file)) == 6
@@ -82,27 +90,28 @@ def test_a_failed_cell_stops_with_its_message_and_is_done_next_time(grid_file, c
     message = capsys.readouterr().err.splitlines()[-1]
     assert "both/seed1: training ended with code 1" in message and "stub: out of luck" in message
     (grid_file.parent / "fail").unlink()
-    done = [cell.directory for cell in cells(read_grid(grid_file, Ablation)) if is_trained(cell)]
-    train_all(read_grid(grid_file, Ablation))
+    done = [cell.directory for cell in cells(read_grid(grid_file, Comparison)) if is_trained(cell)]
+    train_all(read_grid(grid_file, Comparison))
     again = calls(grid_file)
     assert all(again.count(str(directory)) == 1 for directory in done)
-    assert all(is_trained(cell) for cell in cells(read_grid(grid_file, Ablation)))
+    assert all(is_trained(cell) for cell in cells(read_grid(grid_file, Comparison)))
 
 
 def test_a_cell_of_other_settings_is_not_taken_for_this_one(grid_file):
-    grid = read_grid(grid_file, Ablation)
+    grid = read_grid(grid_file, Comparison)
     train_all(grid)
     other = replace(grid, overrides={"optimizer.lr": 0.1})
     with pytest.raises(GridError, match=r"base/seed1 was trained with other settings"):
         train_all(other)
     train_all(replace(grid, launcher=["deepspeed", "--num_accelerators", "2"]))  # how it is started decides nothing
-    grid_file.with_name("base.yaml").write_text("steps: 8\n")
+    base = grid_file.with_name("base.yaml")
+    base.write_text(base.read_text().replace("steps: 4", "steps: 8"))
     with pytest.raises(GridError, match=r"settings\.json differs"):
         train_all(grid)
 
 
 def test_commands_override_by_dotted_name(grid_file):
-    cell = cells(read_grid(grid_file, Ablation))[1]
+    cell = cells(read_grid(grid_file, Comparison))[1]
     text = " ".join(cell.command)
     assert (cell.variant, cell.seed) == ("both", 1)
     start = f"pretrain/train.py --config {grid_file.parent}/base.yaml"
@@ -128,25 +137,31 @@ def fake(losses, dimension=5.0):
 
 
 def test_noise_is_called_noise(grid_file):
-    grid = read_grid(grid_file, Ablation)
+    grid = read_grid(grid_file, Comparison)
     base = fake({1: 3.0, 2: 3.1, 3: 3.2})
-    same = verdicts(grid, {"base": base, "both": fake({1: 3.01, 2: 3.0, 3: 3.25})})
-    assert same == ["- `both`: -0.0133 nats (3 seeds): not distinguishable from `base`."]
-    lower = verdicts(grid, {"base": base, "both": fake({1: 2.9, 2: 3.001, 3: 3.099})})
-    assert "lower loss than `base`, beyond the noise" in lower[0]
-    higher = verdicts(grid, {"base": base, "both": fake({1: 3.1, 2: 3.2, 3: 3.301})})
-    assert "higher loss" in higher[0]
+
+    def found(losses):
+        measured = {"base": base, "both": fake(losses)}
+        return differences(grid, measured, quantities_of(grid, measured)[0])["both"]
+
+    same = found({1: 3.01, 2: 3.0, 3: 3.25})
+    assert (round(same.estimate.value, 4), same.seeds, same.judgement) == (-0.0133, 3, "not distinguishable")
+    assert found({1: 2.9, 2: 3.001, 3: 3.099}).judgement == "lower"
+    assert found({1: 3.1, 2: 3.2, 3: 3.301}).judgement == "higher"
 
 
 def test_the_report_of_a_half_done_grid(grid_file):
-    grid = read_grid(grid_file, Ablation)
+    grid = read_grid(grid_file, Comparison)
     measured = {"base": fake({1: 3.0, 2: 3.1}), "both": fake({1: 2.9})}
-    table = comparison_table(grid, measured, {"base": {"median": 1.0, "lower": 0.9, "upper": 1.2}})
-    assert "1.00 (0.90-1.20)" in table[2] and "3.0500 ± 0.0707" in table[2] and "2.9000 |" in table[3]
-    text = write_ablation_report(grid, measured, {}, str(grid_file)).read_text()
+    latency = {"base": {"median": 1.0, "lower": 0.9, "upper": 1.2}}
+    text = write_comparison(grid, measured, latency, str(grid_file)).read_text()
+    assert "1.00 (0.90-1.20)" in text and "3.0500 ± 0.0707" in text and "2.9000 |" in text
     assert "3 of 6 cells" in text and "one common seed" in text
-    with pytest.raises(GridError, match="no finished cell of the base variant"):
-        write_ablation_report(grid, {"both": fake({1: 2.9})}, {}, str(grid_file))
+    with pytest.raises(GridError, match="no measured cell of the base variant"):
+        write_comparison(grid, {"both": fake({1: 2.9})}, {}, str(grid_file))
+    del measured["both"][1]["collapse"]
+    with pytest.raises(GridError, match=r"both/seed1/cell\.json was measured without collapse; remove it"):
+        write_comparison(grid, measured, {}, str(grid_file))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +170,9 @@ def test_the_report_of_a_half_done_grid(grid_file):
         ({"base": "nobody"}, "base is 'nobody', which is not among the variants"),
         ({"sedes": [1]}, "unknown field 'sedes'"),
         ({"variants": {"base": 3}}, r"variants\.base: Input should be an object, found 3"),
-        ({"text": None}, "missing fields: text"),
+        ({"text": None}, "text: measuring collapse needs held-out files"),
+        ({"measure": None}, r"text: nothing reads it; ask for collapse, as by measure: \[collapse, latency\]"),
+        ({"measure": ["heat"]}, "measure: unknown 'heat'; known are collapse, latency"),
         ({"config": "nowhere.yaml"}, r"config nowhere\.yaml is not there"),
     ],
 )
@@ -163,7 +180,7 @@ def test_grid_errors_name_the_field(grid_file, change, message):
     content = yaml.safe_load(grid_file.read_text()) | change
     grid_file.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
     with pytest.raises(GridError, match=message):
-        read_grid(grid_file, Ablation)
+        read_grid(grid_file, Comparison)
 
 
 def test_the_shipped_grids_are_readable():
@@ -171,7 +188,7 @@ def test_the_shipped_grids_are_readable():
 
     for path in sorted((Path(__file__).parents[2] / "configs" / "pangu_pi" / "studies").glob("ablation_*.yaml")):
         if "variants" in yaml.safe_load(path.read_text()):
-            assert len(cells(read_grid(path, Ablation))) >= 15
+            assert len(cells(read_grid(path, Comparison))) >= 15
 
 
 def test_latency_is_measured_in_turns(tiny_model):

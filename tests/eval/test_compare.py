@@ -13,8 +13,7 @@ from eval.grid.grid import GridError, cells
 from eval.grid.measures import quantities_of
 from eval.grid.preparation import read_prepared_grid
 from eval.grid.statistics import paired_difference
-from eval.studies.compare import Comparison
-from eval.studies.compare_report import best_sentence, differences
+from eval.studies.compare import Comparison, best_sentence, differences
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANCES = {"none": 0.7, "some": 0.4, "many": 0.42}

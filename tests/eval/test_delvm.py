@@ -176,7 +176,7 @@ def made_cell(valid: float, train: float, lowest: float) -> dict:
 
 
 def test_verdicts_count_seeds(experiment):
-    """Spec test 18 A: the largest gap is re-sampling's, the lowest loss the method's, and the price is named."""
+    """The largest gap is re-sampling's, the lowest loss the method's, and the price is named."""
     grid = read_prepared_grid(experiment, {"data": "x"}, Delvm)
     numbers = {"mixture": (4.8, 4.5), "aug_natural": (4.7, 4.5), "resampling": (4.9, 3.9), "augment": (4.2, 4.0)}
     measured = {
@@ -215,7 +215,7 @@ def test_the_shipped_experiment_is_fair_and_reads_what_it_prepares(monkeypatch):
     assert (kd_only.distillation.weight_gt, kd_only.distillation.weight_kd) == (0, 1)
     arms = [cell for cell in cells(grid) if cell.variant in grid.balance.arms()]
     assert {planned_steps(cell) for cell in arms} == {300}
-    # Equal compute (spec 9.5): a step with a teacher costs (3 N_S + N_T) / (3 N_S) plain ones.
+    # Equal compute: a step with a teacher costs (3 N_S + N_T) / (3 N_S) plain ones.
     definitions = yaml.safe_load((root / "configs/delvm/studies/experiment_cpu.yaml").read_text())["definitions"]
     student = yaml.safe_load((root / "configs/delvm/models/pilot_cpu.yaml").read_text())
     teacher = {**student, **yaml.safe_load(definitions["teacher_shape"])}

@@ -11,8 +11,7 @@ import yaml
 from common.token_shards import Meta, ShardMeta
 from eval.__main__ import main
 from eval.grid.grid import GridError, cells, planned_steps
-from eval.studies.ladder import read_ladder
-from eval.studies.ladder_report import check_budget, tokens_to_reach
+from eval.studies.ladder import check_budget, read_ladder, tokens_to_reach
 
 # Stands in for pretrain/train.py: takes its arguments, leaves its files.
 STUB = """

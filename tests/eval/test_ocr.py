@@ -1,4 +1,4 @@
-"""Word accuracy: the metric of the specification, the tables, the pictures, and what is left out."""
+"""Word accuracy: the metric, the tables, the pictures, and what is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law code of ocr_scaling.md, test 18: exact points, binomial noise, and the predictions of section 7."""
+"""The code of the laws: exact points, binomial noise, and the published predictions."""
 
 import numpy as np
 import pytest

@@ -9,8 +9,7 @@ from arch.pangu_pi.accounting import count_parameters
 from arch.pangu_pi.load_config import load_model_config
 from eval.__main__ import main
 from eval.grid.grid import GridError, read_grid
-from eval.studies.shapes import FFN_MULTIPLE, Shapes, find_shapes
-from eval.studies.shapes_report import correlations, recommend
+from eval.studies.shapes import FFN_MULTIPLE, Shapes, correlations, find_shapes, recommend
 
 MODEL = {"vocab_size": 260, "tie_word_embeddings": True, "series_terms": 1, "shortcut_count": 0}
 STUB = """

@@ -130,7 +130,7 @@ def test_the_mean_answer():
 
 
 def test_target_losses_are_those_of_labels_in_odd_images():
-    """Spec test 16, by a loop over positions."""
+    """Losses of targets, by a loop over positions."""
     rng = np.random.default_rng(0)
     found = SentenceLosses(rng.random((3, 8 * TOKENS - 1)), rng.random((3, 8 * TOKENS - 1)) < 0.5)
     targets, by_pairs = [], {}
@@ -183,7 +183,7 @@ def test_no_query_is_shown_its_own_answer():
 
 
 def test_prompts_hold_whole_pairs_and_then_the_query(encoded):
-    """Spec test 12: (2k + 1) n codes."""
+    """A prompt has (2k + 1) n codes."""
     negative, edge = encoded
     for shown in (negative, edge):
         for pairs in (0, 1, 3):
@@ -207,7 +207,7 @@ def test_permuted_targets_keep_the_pictures_and_break_the_pairs(encoded):
 
 
 def test_generation_is_greedy_exact_in_length_and_needs_no_cache(model):
-    """Spec tests 11 and 12."""
+    """As without a cache, one code after the other."""
     prompts = np.random.default_rng(0).integers(0, CODES, (5, 3 * TOKENS))
     answers = generate_images(model.lm, prompts, TOKENS, 2, "")
     assert answers.shape == (5, TOKENS)

@@ -1,4 +1,4 @@
-"""Distillation as the specification states it (delvm.md, section 3 and tests 8 and 9), alone and in runs on text."""
+"""Distillation (docs/methods/delvm.md: distillation), alone and in runs on text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every task keeps the same promises (DESIGN section 8): promises 2, 5 and 7 for whatever the trainer trains.
+"""Every task keeps the same promises.
 
     killed with SIGKILL on two ranks, also inside a checkpoint write, a run continues to the bit
     two ranks at every stage train like one process

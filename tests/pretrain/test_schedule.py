@@ -1,4 +1,4 @@
-"""Schedules and the batch rule as the specifications state them."""
+"""Schedules and the batch rule as published."""
 
 import logging
 from itertools import pairwise
@@ -44,7 +44,7 @@ def test_square_root_batch_rule():
     rule = BatchRule()
     assert rule.learning_rate(2_000_000) == pytest.approx(2e-4)
     assert rule.learning_rate(1_000_000) * 2**0.5 == pytest.approx(2e-4)
-    assert rule.learning_rate(491_520) == pytest.approx(9.9e-5, rel=0.01)  # the spec's consistency check
+    assert rule.learning_rate(491_520) == pytest.approx(9.9e-5, rel=0.01)  # docs/methods/tiny_lm.md: batch and rate
     assert BatchRule(exponent=0).learning_rate(123) == 2e-4
     assert BatchRule(exponent=1).learning_rate(1_000_000) == pytest.approx(1e-4)
 

@@ -1,4 +1,4 @@
-"""The sampler of multiple-round training: property 11 of the specification, and its figures for the selectivity."""
+"""The sampler of multiple-round training, and how selective it is (docs/methods/tiny_lm.md: rounds)."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def inclusion(losses: list[float], count: int) -> np.ndarray:
 def test_inclusion_frequencies_are_those_of_sequential_sampling():
     expected = inclusion([1, 2, 3, 4], 2)
     assert expected == pytest.approx([0.10304, 0.27467, 0.69570, 0.92659], abs=1e-5)
-    assert expected == pytest.approx([0.103, 0.277, 0.696, 0.924], abs=3e-3)  # the specification's "about"
+    assert expected == pytest.approx([0.103, 0.277, 0.696, 0.924], abs=3e-3)  # of sequential sampling
     draws, counts = 40_000, np.zeros(4)
     generator = np.random.default_rng(0)
     logs = log_probabilities(np.array([1.0, 2.0, 3.0, 4.0]))

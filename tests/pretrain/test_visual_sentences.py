@@ -1,4 +1,4 @@
-"""The visual-sentence task: the loss of the specification, its figures, and what leaves (delvm.md, 11)."""
+"""The visual-sentence task: loss, published figures, and what leaves (docs/methods/delvm.md)."""
 
 from __future__ import annotations
 

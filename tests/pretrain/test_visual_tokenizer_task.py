@@ -126,7 +126,7 @@ def test_the_codebook_starts_the_same_from_the_same_seed(shape, images):
 
 
 def test_stopped_while_dead_codes_are_replaced_and_continued_is_the_same_run(shape, images, tmp_path):
-    """Moving averages of the codebook included (spec section 11, test 19)."""
+    """Moving averages of the codebook included."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     extra = {"task__model_overrides": json.dumps({"dead_code_threshold": 3.0})}
     assert train(parse(arguments(shape, images, whole, **extra))[0]) is Outcome.FINISHED

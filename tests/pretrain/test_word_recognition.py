@@ -1,4 +1,4 @@
-"""Text recognition in the shared trainer: the loss of the specification, its exports, and what it refuses."""
+"""Text recognition in the shared trainer: the loss, its exports, and what it refuses."""
 
 from __future__ import annotations
 

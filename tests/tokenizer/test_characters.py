@@ -1,4 +1,4 @@
-"""Words as characters: the ids of the specification, and nothing lost on the way."""
+"""Words as characters: the ids, and nothing lost on the way."""
 
 import random
 

@@ -32,7 +32,7 @@ def brute_force(patches: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def test_every_id_decodes_to_what_encodes_to_it(tokenizer):
-    """Spec delvm.md, section 11, test 14."""
+    """All codes differ, so decoding loses nothing."""
     assert tokenizer.vocab_size == CODES
     ids = np.arange(CODES * 16).reshape(-1, 16) % CODES
     assert np.array_equal(tokenizer.encode(tokenizer.decode(ids)), ids)
@@ -56,7 +56,7 @@ def test_ties_go_to_the_lowest_id(seed, patch, extreme):
 
 
 def test_ids_lie_in_raster_order(tokenizer):
-    """The id at row r, column c of the grid is that of the patch there (spec section 11, test 5)."""
+    """The id at row r, column c of the grid is that of the patch there (docs/methods/delvm.md: visual tokenizers)."""
     ids = np.zeros((1, 16), dtype=np.int64)
     ids[0, 4 * 2 + 1] = 5
     image = tokenizer.decode(ids)[0]
@@ -188,7 +188,7 @@ def test_what_a_reconstruction_is_measured_by(tokenizer):
 
 
 def test_photographs_come_back_above_20_db(real_data):
-    """Spec section 9.2 measured 21.0 dB on BSDS photographs with 512 codes; here on fewer patches."""
+    """21.1 dB were measured on BSDS photographs (docs/results/visual_tokenizers.md); here on fewer patches."""
     folder = real_data / "image_pairs" / "bsds500"
     train, valid = (ImageSource(folder / f"{split}.parquet", 64) for split in ("train", "val"))
     fitted = fit_patches(map(train.pixels, range(len(train))), 64, progress=False)

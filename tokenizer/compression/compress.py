@@ -6,7 +6,7 @@
     prove     every kept piece is produced by some text, nothing is lost that was not lost before
     write     the tokenizer, vocabulary_map.json, report.json and plots, in one step
 
-Source: PanGu-pi Pro (spec tiny_lm.md, section 4). New here: pieces stay reachable (`closure`), `auto`, the proof.
+Source: PanGu-pi Pro (docs/methods/tiny_lm.md: compact tokenizer). New here: `closure`, `auto`, the proof.
 Compare models of different tokenizers by bits per byte, never by their loss per token.
 
 Cost: encoding the corpus once (5 MB/s a core), and about 20 seconds for a vocabulary of 100,000.

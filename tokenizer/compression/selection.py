@@ -1,6 +1,6 @@
 """Which pieces of a vocabulary to keep, by how often a corpus uses them.
 
-    published  the required pieces, then the most frequent, ties by id (PanGu-pi Pro; spec tiny_lm.md section 4)
+    published  the required pieces, then the most frequent, ties by id (docs/methods/tiny_lm.md: compact tokenizer)
     closed     the same walk, but a piece comes with its missing ancestors (derivation.py); one for which there is no
                room any more is passed over for the next, so the size is still exact. Pieces that the donor never
                produces come last of those never seen. A vocabulary without byte pieces keeps all its characters.
@@ -21,7 +21,7 @@ from tokenizer.inspection import embedding_share
 
 LEAST_COVERAGE = 0.9
 LARGEST_EMBEDDING_SHARE = 0.2
-"""The rule of the spec's section 4: coverage above, share of embedding and head below."""
+"""The paper's rule of thumb: coverage above, share of embedding and head below."""
 
 
 class SelectionError(InputError, ValueError):

@@ -76,7 +76,7 @@ def decode_class_indices(content: bytes, where: str, max_pixels: int = MAX_PIXEL
 def resize_and_crop(
     image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR
 ) -> Image.Image:
-    """Short side to `size`, then the square at the centre: torchvision's Resize and CenterCrop (spec 2.1)."""
+    """Short side to `size`, then the square at the centre: torchvision's Resize and CenterCrop."""
     width, height = image.size
     short = min(width, height)
     image = image.resize((size * width // short, size * height // short), resample)

@@ -1,4 +1,4 @@
-"""A codebook of pixel patches, found by k-means: the tokenizer that needs no network (spec delvm.md, section 9.2).
+"""A codebook of pixel patches, found by k-means: it needs no network (docs/methods/delvm.md: visual tokenizers).
 
 Every code *is* a patch of 8-bit pixels, all codes differ, and an image patch gets the code that is nearest in squared
 distance, the lowest id among equals. So decoding is a table look-up and encode(decode(ids)) = ids exactly.
