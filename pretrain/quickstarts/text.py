@@ -13,7 +13,6 @@ from pretrain.errors import ConfigurationError
 from pretrain.quickstarts.commands_once import Pipeline
 from pretrain.quickstarts.walkthrough import PYTHON, Walkthrough, option, train_command
 
-
 BUILTIN_WEIGHTS = [0.285, 0.715]
 """Of English and Chinese in the built-in corpus, which has them as 0.33 to 0.67: English is learned from less."""
 
