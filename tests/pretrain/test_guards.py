@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ class SignalAtStep(EvaluationHook):
 
     def __call__(self, *, step: int, **_: Any) -> dict[str, dict[str, float]]:
         if step == self.step:
-            os.kill(os.getpid(), signal.Signals[self.name])
+            signal.raise_signal(signal.Signals[self.name])  # to this thread, which hears it at once
         return {"signal": {"step": float(step)}}
 
 

@@ -42,8 +42,10 @@ def handlers() -> Iterator[None]:
 
 
 def send(*names: str) -> None:
+    """To this thread: what is sent to the process another thread may take, and hand on when Python's own handlers are
+    back, where SIGINT is the end of the worker that runs these tests."""
     for name in names:
-        os.kill(os.getpid(), signal.Signals[name])
+        signal.raise_signal(signal.Signals[name])
 
 
 def test_signals_that_follow_within_seconds_are_the_same_wish():

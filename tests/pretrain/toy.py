@@ -7,7 +7,6 @@ signal in the midst of work.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +91,7 @@ class ToyTask(Task):
         self.passes[mode] += 1
         after, name = self.signals.get(mode, (0, ""))
         if self.passes[mode] == after:
-            os.kill(os.getpid(), signal.Signals[name])
+            signal.raise_signal(signal.Signals[name])  # to this thread, which hears it at once
 
     def units_per_sample(self) -> tuple[int, str]:
         return 1, "samples"
