@@ -10,6 +10,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 from yaml import YAMLError
 
+from common.config_file import elsewhere
 from common.untrusted_files import check_yaml
 
 
@@ -111,7 +112,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
     unknown = unknown_field(text)
     if unknown is None:
-        return text
+        absent = re.search(r"File does not exist: '([^']+)'", text)
+        return text + (elsewhere(absent.group(1)) if absent else "")
     names = [action.dest for action in parser._actions if action.dest != "help"]
     return f"unknown field {unknown!r}; did you mean {nearest(unknown, names)!r}?"
 

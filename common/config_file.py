@@ -18,6 +18,15 @@ class ModelConfigError(InputError, ValueError):
     """A model configuration that cannot be read, or that has an unknown, ill-typed or contradictory field."""
 
 
+def elsewhere(path: str | Path) -> str:
+    """Where else below configs/ files of this name lie, as the end of a message; "" where none does.
+
+    Configurations are sorted by system and kind; YAML files of before that name them elsewhere.
+    """
+    found = sorted(Path("configs").rglob(Path(path).name)) if Path(path).suffix in (".yaml", ".yml") else []
+    return f"; there is {' and '.join(map(str, found))}" if found else ""
+
+
 def read_fields(path: Path) -> dict[str, Any]:
     """The mapping in a .json file or in a YAML file of any other name.
 
@@ -59,7 +68,7 @@ def load_dataclass(kind: type[Config], source: str | Path, overrides: Mapping[st
     """
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model configuration")
+        raise FileNotFoundError(f"{path}: no such model configuration{elsewhere(path)}")
     return build_dataclass(kind, {**read_fields(path), **(overrides or {})}, str(path))
 
 

@@ -13,7 +13,7 @@ from arch.clip4str.configuration import load_clip4str_config
 from arch.pangu_pi.load_config import load_model_config
 from arch.parseq.configuration import load_parseq_config
 from arch.vq.configuration import load_visual_config
-from eval.grid.grid import Grid
+from eval.grid.grid import Grid, GridError
 from eval.grid.preparation import PreparedGrid, read_defined, read_prepared_grid
 from eval.prompting.sets import VisionError, parse_sets
 from eval.studies.compare import Comparison
@@ -21,6 +21,8 @@ from eval.studies.delvm import Delvm
 from eval.studies.ladder import Ladder
 from eval.studies.scaling import Scaling
 from eval.studies.shapes import Shapes
+from pretrain.command_line import parse
+from pretrain.errors import ConfigurationError
 from tests.pretrain.test_configs import runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,3 +71,14 @@ def test_a_study_is_a_grid_or_the_sets_of_one(path: Path, monkeypatch: pytest.Mo
     assert issubclass(kind, PreparedGrid) or not given
     grid = read_prepared_grid(path, given, kind)  # type: ignore[type-var]
     assert grid.all_variants and grid.seeds
+
+
+def test_a_file_that_was_moved_is_pointed_to(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    moved = "there is configs/pangu_pi/models/pangu_pi_1m.yaml"
+    with pytest.raises(FileNotFoundError, match=f"configs/models/pangu_pi_1m.yaml: no such .*; {moved}$"):
+        load_model_config("configs/models/pangu_pi_1m.yaml")
+    with pytest.raises(GridError, match=r"; there is configs/recipe/studies/sweep_1m.yaml$"):
+        read_prepared_grid(Path("configs/recipe/sweep_1m.yaml"), {}, Comparison)
+    with pytest.raises(ConfigurationError, match=r"configs/delvm/runs/quickstart.yaml and configs/ocr/runs/"):
+        parse(["--config", "configs/quickstart.yaml"])

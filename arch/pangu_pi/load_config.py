@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from arch.pangu_pi import PanguPiConfig
-from common.config_file import ModelConfigError, check_names, read_fields
+from common.config_file import ModelConfigError, check_names, elsewhere, read_fields
 from common.tokenizer_files import CODE_FIELDS
 
 # What LLaMA configurations also accept, besides the dataclass fields.
@@ -46,7 +46,9 @@ def load_model_config(
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model configuration (a YAML file or a transformers directory)")
+        raise FileNotFoundError(
+            f"{path}: no such model configuration (a YAML file or a transformers directory){elsewhere(path)}"
+        )
     _check_names(overrides or {}, f"overrides of {path}")
     fields = read_fields(path)
     if path.suffix == ".json":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from common.config_file import ModelConfigError, check_names, read_fields
+from common.config_file import ModelConfigError, check_names, elsewhere, read_fields
 
 LARGEST = 2**20
 """Any size, and the number of codes: a description beside weights from elsewhere is believed no further."""
@@ -125,7 +125,7 @@ def load_visual_config(path: str | Path, overrides: Mapping[str, Any] | None = N
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model configuration")
+        raise FileNotFoundError(f"{path}: no such model configuration{elsewhere(path)}")
     return visual_config({**read_fields(path), **(overrides or {})}, str(path))
 
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from common.atomic_files import write_whole
-from common.config_file import build_dataclass
+from common.config_file import build_dataclass, elsewhere
 from common.errors import InputError
 from common.untrusted_files import read_json, read_yaml
 
@@ -106,7 +106,7 @@ def read_grid(path: Path, kind: type[GridType]) -> GridType:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The YAML file's mapping. Raises `GridError` when there is none."""
     if not path.is_file():
-        raise GridError(f"{path}: there is no such file")
+        raise GridError(f"{path}: there is no such file{elsewhere(path)}")
     content = read_yaml(path, GridError)
     if not isinstance(content, dict):
         raise GridError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
@@ -121,7 +121,7 @@ def build_grid(content: Mapping[str, Any], path: Path, kind: type[GridType]) -> 
     """
     grid = build_dataclass(kind, content, str(path), GridError)
     if not Path(grid.config).is_file():
-        raise GridError(f"{path}: config {grid.config} is not there")
+        raise GridError(f"{path}: config {grid.config} is not there{elsewhere(grid.config)}")
     return grid
 
 
