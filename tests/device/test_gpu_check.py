@@ -57,6 +57,7 @@ def test_speed_is_the_median_of_what_comes_after_the_start():
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_setting_is_timed_by_a_real_run(tmp_path):
     """A tiny one; the loss is that of a run, and MFU a share."""

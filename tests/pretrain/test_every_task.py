@@ -147,6 +147,7 @@ def alone(runs) -> dict[str, TrainConfig]:
     return configs
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", CASES)

@@ -210,6 +210,7 @@ def test_the_z_loss_is_learned_and_not_reported(tmp_path):
         LanguageModelTask(str(tmp_path / "tiny.yaml"), ["nowhere"], z_loss=-1)
 
 
+@pytest.mark.long
 def test_muon_trains_alike_at_every_stage_and_spares_what_it_should(tmp_path, tiny_arguments):
     settings = {"optimizer__name": "muon", "steps": 6, "validation__every": 6, "checkpoint__every": 6}
     runs = []
@@ -237,6 +238,7 @@ def test_recomputation_and_compilation_change_nothing_but_rounding(tmp_path, tin
     assert bool(torch._dynamo.utils.counters["stats"]) == (option == "engine.compile")
 
 
+@pytest.mark.long
 def test_bf16_trains_alike_with_and_without_zero(tmp_path, tiny_arguments):
     settings = {"steps": 2, "engine__precision": "bf16", "validation__every": 2, "checkpoint__every": 2}
     losses = []

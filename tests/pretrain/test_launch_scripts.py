@@ -66,6 +66,7 @@ def test_the_job_asks_for_cores_memory_and_the_time_that_it_names():
     assert asked["ntasks-per-node"] == asked["gres"].removeprefix("gpu:")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_job_whose_time_is_up_saves_and_goes_back_into_the_queue(tmp_path):

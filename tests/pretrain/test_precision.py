@@ -220,6 +220,7 @@ def test_a_device_without_bf16_trains_in_fp32(monkeypatch: pytest.MonkeyPatch) -
 BF16 = ["--engine.precision", "bf16"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_with_fp32_gradients_resumes_to_the_bit(tmp_path: Path, stage: int) -> None:
     extra = [*BF16, "--engine.zero_stage", str(stage)]
@@ -237,6 +238,7 @@ def test_bf16_with_fp32_gradients_resumes_to_the_bit(tmp_path: Path, stage: int)
     assert losses[0] == losses[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_without_zero_bf16_trains_as_at_stage_1(tmp_path: Path, clip: float) -> None:
     """Same masters at the start, same gradients, norm, clipping and update; a poisoned step is skipped by both."""

@@ -131,6 +131,7 @@ def test_an_export_reads_like_the_run(shape, words, tmp_path):
         load_recogniser(checkpoint)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_small_model_learns_drawn_words_by_heart(tmp_path):
     """64 drawn words: all read left to right, nine of ten all at once."""
