@@ -13,6 +13,9 @@ from yaml import YAMLError
 from common.config_file import elsewhere
 from common.untrusted_files import check_yaml
 
+ALIKE = 0.35
+"""Similarity, of 1, from which a name is worth suggesting."""
+
 
 class Parser(ArgumentParser):
     """A parser that takes options by their full names: a misspelt one is refused, even where it begins a right one."""
@@ -114,8 +117,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if unknown is None:
         absent = re.search(r"File does not exist: '([^']+)'", text)
         return text + (elsewhere(absent.group(1)) if absent else "")
-    names = [action.dest for action in parser._actions if action.dest != "help"]
-    return f"unknown field {unknown!r}; did you mean {nearest(unknown, names)!r}?"
+    names = [action.dest for action in parser._actions if action.dest not in ("help", "print_shtab")]
+    return f"unknown field {unknown!r}; {what_is_meant(unknown, names)}"
 
 
 def unknown_field(text: str) -> str | None:
@@ -128,19 +131,21 @@ def unknown_field(text: str) -> str | None:
     return found.group(1) if found else None
 
 
-def nearest(unknown: str, names: Sequence[str]) -> str:
-    """The field with the initials of `unknown` (lr: learning_rate), or most like it, by full path or by last name.
+def what_is_meant(unknown: str, names: Sequence[str]) -> str:
+    """The field with the initials of `unknown` (lr: learning_rate), or most like it, by full path or by last name, as
+    the end of a message; where none is like it, all of them.
 
     The group that `unknown` was looked for in is none.
     """
     group, _, leaf = unknown.rpartition(".")
     initials = ".".join(part for part in (group, "".join(word[0] for word in leaf.split("_") if word)) if part)
     if initials in names and "_" in leaf:
-        return initials
+        return f"did you mean {initials!r}?"
 
     def similarity(field: str) -> float:
         whole = difflib.SequenceMatcher(None, unknown, field).ratio()
         leaves = difflib.SequenceMatcher(None, unknown.rsplit(".", 1)[-1], field.rsplit(".", 1)[-1]).ratio()
         return max(whole, 0.9 * leaves)
 
-    return max((field for field in names if not unknown.startswith(f"{field}.")), key=similarity)
+    nearest = max((field for field in names if not unknown.startswith(f"{field}.")), key=similarity)
+    return f"did you mean {nearest!r}?" if similarity(nearest) > ALIKE else f"known are {', '.join(names)}"

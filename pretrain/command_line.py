@@ -139,8 +139,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
     owner, unknown = re.search(r"class_path '([\w.]+)'", message), command_line.unknown_field(message)
     if owner is None or unknown is None:
         return text
-    near = command_line.nearest(unknown, _class_fields(owner.group(1)))
-    return f"unknown field {unknown!r} of {owner.group(1)}; did you mean {near!r}?"
+    meant = command_line.what_is_meant(unknown, _class_fields(owner.group(1)))
+    return f"unknown field {unknown!r} of {owner.group(1)}; {meant}"
 
 
 def _class_fields(class_path: str) -> list[str]:

@@ -57,6 +57,7 @@ def test_unknown_argument_names_the_nearest(argument, value, nearest):
         ("optimizer: {foo: 1}", "foo", "did you mean 'optimizer."),
         ("task: {class_path: pretrain.tasks.LanguageModelTask, init_args: {zloss: 1}}", "zloss", "z_loss"),
         ("task: {class_path: tests.pretrain.toy.ToyTask, init_args: {siz: 5}}", "siz", "size"),
+        ("task: {class_path: tests.pretrain.toy.ToyTask, init_args: {qqq: 5}}", "qqq", "known are size, "),
     ],
 )
 def test_unknown_key_in_yaml_names_the_nearest(tmp_path, yaml, unknown, nearest):
