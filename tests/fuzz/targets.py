@@ -293,13 +293,17 @@ def _write_record(folder: Path) -> None:
     (folder / "config.yaml").write_text(json.dumps({"task": {"class_path": "a.LanguageModelTask"}}))
     (folder / "audit.json").write_text(json.dumps({"parameters": "3"}))
     (folder / "samples.json").write_text(json.dumps([{"prompt": "a", "text": "b"}]))
+    suggestion = {"reason": "Look again at {run}.", "command": "{train}", "unless_evaluated": True}
+    facts = {"task": "a.LanguageModelTask", "kind": "b", "text_samples": True, "suggestions": [suggestion]}
+    (folder / "task.json").write_text(json.dumps(facts))
 
 
 def _read_record(folder: Path) -> None:
     from eval.report.run_record import read_run
+    from eval.report.suggestions import suggestions
 
     record = read_run(folder)
-    assert isinstance(record.task, str) and isinstance(record.missing, list)
+    assert isinstance(record.facts.task, str) and suggestions(record) is not None and isinstance(record.missing, list)
     record.series("train", "step")
 
 
@@ -325,7 +329,7 @@ def targets() -> list[Target]:
     rounds = [("l.safetensors", header), ("l.safetensors", metadata), ("s.safetensors", header)]
     rounds.append(("s.safetensors", metadata))
     visual = [("visual_tokenizer.json", whole), ("model.safetensors", header)]
-    record = [(name, whole) for name in ("metrics.jsonl", "config.yaml", "audit.json", "samples.json")]
+    record = [(name, whole) for name in ("metrics.jsonl", "config.yaml", "audit.json", "samples.json", "task.json")]
     config_files: list[tuple[str, Any]] = [("shape.yaml", whole), ("config.json", whole)]
     directory = [("tokenizer_config.json", whole), ("tokenizer.json", whole)]
     tokenizer_error = (TokenizerLoadError,)
