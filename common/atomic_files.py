@@ -74,11 +74,12 @@ def owned_name(path: Path) -> Path:
 def appearing_folder(path: Path) -> Iterator[Path]:
     """Lends an empty folder beside `path` that takes its place when the block ends well, and vanishes otherwise.
 
-    What was at `path` is removed then. Leftovers of killed calls are removed first.
+    What was at `path` is removed then, and not before: a call that is killed between the two, or whose folder cannot
+    take the place, leaves it where the next call finds it. Leftovers of killed calls are removed first.
     """
     partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _put_back(old, path)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -86,5 +87,12 @@ def appearing_folder(path: Path) -> Iterator[Path]:
             path.replace(old)
         partial.replace(path)
     finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _put_back(old, path)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Gives what was moved aside its place again if nothing took it; removes it otherwise."""
+    if old.exists() and not path.exists():
+        old.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
