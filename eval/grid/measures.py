@@ -63,7 +63,10 @@ def measure_cell(cell: Cell, grid: MeasuredGrid) -> dict[str, Any]:
         "flops": samples * task.flops_per_sample(),
         "curve": [[row["step"], validation_numbers(row)] for row in read_run(cell.directory).rows["valid"]],
     }
-    return measured | measure_more(task, checkpoint, grid)
+    more = measure_more(task, checkpoint, grid)
+    if both := sorted(measured.keys() & more.keys()):
+        raise GridError(f"{task.measurement} returned {both[0]!r}, which every cell has already; give it another name")
+    return measured | more
 
 
 def measure_more(task: Task, checkpoint: Path, grid: MeasuredGrid) -> dict[str, Any]:

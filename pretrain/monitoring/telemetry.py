@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from common.atomic_files import write_whole
 from pretrain.config import TelemetryConfig
+from pretrain.errors import ConfigurationError
 from pretrain.monitoring.status_file import RunStatus
 
 WANDB_ID_FILE = "wandb_id.txt"
@@ -54,7 +55,7 @@ class Telemetry:
             try:
                 import wandb
             except ImportError as error:
-                raise RuntimeError(
+                raise ConfigurationError(
                     "telemetry.wandb_project is set but wandb is not installed: pip install 'tinypi[wandb]'"
                 ) from error
             self._wandb = wandb.init(

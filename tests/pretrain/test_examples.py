@@ -4,13 +4,14 @@ promises."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from eval.__main__ import main as evaluate
 from eval.grid.grid import GridError
-from eval.grid.measures import measure_more
+from eval.grid.measures import measure_cell, measure_more
 from eval.report.run_record import read_run
 from eval.report.suggestions import suggestions
 from examples.digits import DigitsTask
@@ -71,6 +72,33 @@ def test_a_grid_measures_what_a_task_of_ones_own_declares(tmp_path, monkeypatch,
     assert record.facts.kind == "classifier"
     (offered,) = [each for each in suggestions(record) if each.reason == "Try a wider layer."]
     assert offered.command.endswith("seed1-wide") and "--config" in offered.command
+
+
+class Twice(DigitsTask):
+    """Measures what every cell has."""
+
+    measurement = "tests.pretrain.test_examples:parameters_again"
+
+
+def parameters_again(_checkpoint: Path, _grid: object) -> dict[str, int]:
+    return {"parameters": 1}
+
+
+def test_a_measurement_replaces_no_number_of_the_cell(monkeypatch):
+    class Nothing:
+        directory = ROOT
+        arguments = ()
+
+    facts = {"valid": {}, "seconds": 1.0}
+    monkeypatch.setattr(
+        "pretrain.command_line.parse", lambda _: (parse(short_run(ROOT, "tests.pretrain.test_examples.Twice"))[0], "")
+    )
+    monkeypatch.setattr("eval.grid.measures.training_facts", lambda _: facts)
+    monkeypatch.setattr("eval.grid.measures.planned_steps", lambda _: 2)
+    monkeypatch.setattr("eval.report.run_record.read_run", lambda _: SimpleNamespace(rows={"valid": []}))
+    monkeypatch.setattr(Twice, "load_model", lambda self, _: self.build_model(0))
+    with pytest.raises(GridError, match="returned 'parameters', which every cell has already"):
+        measure_cell(Nothing(), None)
 
 
 def test_what_a_task_does_not_declare_is_said(tmp_path, monkeypatch, capsys):
